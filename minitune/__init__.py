@@ -1,0 +1,1 @@
+"""minitune: a from-scratch Transformer and supervised fine-tuning engine in plain PyTorch."""
