@@ -1,0 +1,25 @@
+"""What every test shares: no network, and the folder of real third-party files where there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# The reference libraries read these at import, so they are set before any test module is collected:
+# a test that needs the network is a broken test.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def material() -> Path:
+    """Return the folder of real weights, tokenizers and data; skip the test, with the reason, where it is absent."""
+    named = os.environ.get("MINITUNE_MATERIAL")
+    folder = Path(named) if named else CHECKOUT.parent / "shared" / "material"
+    if not folder.is_dir():
+        where = f"MINITUNE_MATERIAL names {named}" if named else "MINITUNE_MATERIAL is not set, no ../shared/material"
+        pytest.skip(f"the folder of real files is absent ({where})")
+    return folder
