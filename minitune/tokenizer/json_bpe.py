@@ -35,9 +35,9 @@ class JsonBPE(Tokenizer):
         self._merges = MergeTable(merges, self.vocab_size)
         self._byte_ids = [spec.vocab.get(f"<0x{b:02X}>") for b in range(256)]
         self._unk = spec.vocab.get(spec.unk_token) if spec.unk_token is not None else None
-        self._raw = _Matcher([(a.content, a) for a in spec.added if not a.normalized], self.control_ids)
-        normalized = [(self._normalized(a.content), a) for a in spec.added if a.normalized]
-        self._normal = _Matcher(normalized, self.control_ids)
+        passed_over = self.control_ids | {a.id for a in spec.added if a.special}  # an unknown token may be special too
+        self._raw = _Matcher([(a.content, a) for a in spec.added if not a.normalized], passed_over)
+        self._normal = _Matcher([(self._normalized(a.content), a) for a in spec.added if a.normalized], passed_over)
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         ids: list[int] = []
@@ -106,14 +106,14 @@ class JsonBPE(Tokenizer):
 
 
 class _Matcher:
-    """Added tokens in a text: leftmost first, longest first; those that are control ids are passed over as text."""
+    """Added tokens in a text: leftmost first, longest first; special ones are passed over and stay text."""
 
-    def __init__(self, tokens: list[tuple[str, AddedToken]], control_ids: frozenset[int]):
+    def __init__(self, tokens: list[tuple[str, AddedToken]], passed_over: frozenset[int]):
         self._tokens = dict(tokens)
-        self._control_ids = control_ids
+        self._passed_over = passed_over
         longest_first = sorted(self._tokens, key=len, reverse=True)
-        # Where every added token is a control id nothing is ever matched, and texts need no scan.
-        wanted = any(a.id not in control_ids for a in self._tokens.values())
+        # Where every added token is special nothing is ever matched, and texts need no scan.
+        wanted = any(a.id not in passed_over for a in self._tokens.values())
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if wanted else None
 
     def split(self, text: str) -> Iterator[tuple[int, str, AddedToken | None]]:
@@ -121,7 +121,7 @@ class _Matcher:
         done = 0
         for match in self._pattern.finditer(text) if self._pattern else ():
             token = self._tokens[match[0]]
-            if token.id in self._control_ids:
+            if token.id in self._passed_over:
                 continue
             start, stop = match.span()
             if token.lstrip:
