@@ -1,0 +1,5 @@
+"""Small trainable additions to a frozen model."""
+
+from minitune.adapters.lora import LoRAConfig, add_lora, load_adapter, save_adapter
+
+__all__ = ["LoRAConfig", "add_lora", "load_adapter", "save_adapter"]

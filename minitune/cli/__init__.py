@@ -1,0 +1,56 @@
+"""The command line: ``minitune COMMAND``. One file a command; each parses, calls a job, and prints.
+
+Whatever a user can cause ends in one line after ``minitune: `` and exit code 2; a bug of ours keeps its traceback.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from minitune.errors import MinituneError, nearest
+
+COMMANDS = {
+    "info": "what a model folder is: shape, parameters, tokenizer, every tensor accounted for",
+    "generate": "continue a prompt, or answer it with --chat",
+    "sft": "masked supervised fine-tuning: a model folder and an instruction file in, a tuned model out",
+}
+
+_HELP = """usage: minitune COMMAND ...
+
+A from-scratch Transformer and supervised fine-tuning engine in plain PyTorch.
+
+{commands}
+
+minitune COMMAND --help explains a command and every flag. Start with:
+  minitune sft --model tiny --data rows.jsonl --out runs/first
+  minitune generate runs/first "What is two plus three?" --chat
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        listing = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
+        print(_HELP.format(commands=listing), end="")
+        return 0
+    if args[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"minitune {version('minitune')}")
+        return 0
+    try:
+        if args[0] not in COMMANDS:
+            raise MinituneError(f"there is no command {args[0]!r}{nearest(args[0], COMMANDS)}; see minitune --help")
+        return importlib.import_module(f"minitune.cli.{args[0]}").run(args[1:])
+    except MinituneError as error:
+        print(f"minitune: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minitune: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `minitune info ... | head`; nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,90 @@
+"""Flags from dataclasses, by tyro, with every mistake told in one line."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+
+from minitune.config import flag, from_mapping
+from minitune.errors import ConfigError
+
+T = TypeVar("T")
+_RULE = re.compile(r"[\u2500-\u257f]+")  # the characters that tyro draws its boxes with
+
+
+def parse(cls: type[T], command: str, args: Sequence[str]) -> T:
+    """The dataclass ``cls`` from the words after ``minitune command``; ConfigError, in one line, where they are wrong."""
+    if {"-h", "--help"} & set(args):
+        return tyro.cli(cls, prog=f"minitune {command}", args=list(args))
+    said = io.StringIO()
+    width = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "2000"  # so that tyro does not break its lines
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return tyro.cli(cls, prog=f"minitune {command}", args=list(args))
+    except SystemExit:
+        raise ConfigError(_one_line(said.getvalue(), command)) from None
+    finally:
+        if width is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = width
+
+
+def with_toml(cls: type[Any], args: Sequence[str]) -> list[str]:
+    """Where the first word is a TOML file, its settings as flags, put before the others so that those win."""
+    if not args or args[0].startswith("-"):
+        return list(args)
+    path = Path(args[0])
+    if path.suffix != ".toml":
+        raise ConfigError(f"{args[0]!r} is neither a flag nor a .toml file of settings")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from None
+    # Checked here by type, since as flags every value is text; what is missing may still come from a flag.
+    stand_in = {name: "-" for name, kind in get_type_hints(cls).items() if kind is str and name in _required(cls)}
+    from_mapping(cls, stand_in | {key.replace("-", "_"): value for key, value in values.items()}, str(path))
+    words = []
+    for key, value in values.items():
+        name = flag(key.replace("-", "_"))
+        if isinstance(value, bool):
+            words.append(name if value else "--no-" + name[2:])
+        else:
+            words += [name, str(value)]
+    return words + list(args[1:])
+
+
+def _required(cls: type[Any]) -> set[str]:
+    import dataclasses
+
+    return {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
+
+
+def _one_line(text: str, command: str) -> str:
+    """What tyro says in a box, as one line: the complaint, and the flag it thinks was meant."""
+    lines = [" ".join(_RULE.sub(" ", line).split()) for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("For full helptext", "minitune "))]
+    complaint = lines[1] if len(lines) > 1 else " ".join(lines)
+    complaint = re.sub(r"^Error parsing \w+: ", "", complaint)
+    if complaint.startswith("Missing from"):
+        missing = [line.split()[0] for line in lines[2:] if line.startswith("--") or line.isupper()]
+        complaint = f"missing: {', '.join(missing)}" if missing else complaint
+    meant = [line.split()[0] for line in lines if line.startswith("--") and "Perhaps you meant:" in lines]
+    if meant:
+        complaint += f"; did you mean {meant[0]}?"
+    return f"{complaint[0].lower() + complaint[1:]}; see minitune {command} --help"
+
+
+def stdout_is_terminal() -> bool:
+    """Whether a person is watching standard output."""
+    return sys.stdout.isatty()

@@ -1,0 +1,141 @@
+"""An instruction file -> encoded, checked rows for training and validation."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minitune.chat import TEMPLATES, Encoded, Message, Template, render
+from minitune.config import SFTConfig
+from minitune.data.formats import Row, read_rows, rows_or_error
+from minitune.data.split import shared_rows, split_rows
+from minitune.errors import ConfigError, DataError
+from minitune.mask_report import MaskReport, check_mask
+from minitune.tokenizer import Tokenizer
+
+LONGEST_DEFAULT = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The rows of training or validation, as text and as ids with their mask."""
+
+    rows: Sequence[Row]
+    encoded: Sequence[Encoded]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Both parts, and what happened on the way: nothing is left out without being counted."""
+
+    train: Part
+    val: Part
+    report: MaskReport
+    bad_rows: int
+    long_rows: int
+    leaked_rows: int
+    max_length: int
+
+    def summary(self) -> dict[str, Any]:
+        """What ``inspect.json`` holds."""
+        return asdict(self.report) | {
+            "train_rows": len(self.train.rows),
+            "val_rows": len(self.val.rows),
+            "dropped_bad_rows": self.bad_rows,
+            "dropped_long_rows": self.long_rows,
+            "val_rows_also_in_train": self.leaked_rows,
+            "max_length": self.max_length,
+        }
+
+
+def messages_of(row: Row) -> list[Message]:
+    """An Alpaca row as a conversation of one turn."""
+    return [Message("user", row.instruction, row.input), Message("assistant", row.output)]
+
+
+def prepare(config: SFTConfig, tokenizer: Tokenizer, stop_ids: Sequence[int], positions: int) -> Dataset:
+    """Read, split, encode and check the rows that ``config`` names.
+
+    ``positions`` is what the model was made for. Raises DataError or ConfigError with one line.
+    """
+    max_length = config.max_length or min(positions, LONGEST_DEFAULT)
+    if max_length > positions:
+        raise ConfigError(f"--max-length {max_length} is more than the {positions} positions of this model")
+    template, stop_id = TEMPLATES[config.template], stop_of(tokenizer, stop_ids)
+    found = read_rows(config.data, limit=config.rows or None)
+    bad = len(found.bad)
+    rows = rows_or_error(found, on_bad=config.on_bad)
+    val = _validation(config.val)
+    leaked = 0
+    if isinstance(val, Path):
+        found = read_rows(config.val)
+        bad += len(found.bad)
+        train_rows, val_rows = rows, rows_or_error(found, on_bad=config.on_bad)
+        leaked = len(shared_rows(train_rows, val_rows))
+    elif val:
+        train_rows, val_rows = split_rows(rows, val=val, seed=config.seed)
+    else:
+        train_rows, val_rows = rows, []
+    train, train_long = _encode(train_rows, template, tokenizer, stop_id, max_length, config.on_long)
+    held, val_long = _encode(val_rows, template, tokenizer, stop_id, max_length, config.on_long)
+    if not train.rows:
+        raise DataError(f"{config.data}: no row is left to train on (all are longer than {max_length} tokens)")
+    everything = [*train.rows, *held.rows]
+    report = check_mask(
+        [*train.encoded, *held.encoded],
+        [row.output for row in everything],
+        [row.where for row in everything],
+        tokenizer,
+        set(stop_ids),
+    )
+    return Dataset(
+        train=train,
+        val=held,
+        report=report,
+        bad_rows=bad,
+        long_rows=train_long + val_long,
+        leaked_rows=leaked,
+        max_length=max_length,
+    )
+
+
+def stop_of(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> int:
+    """The id that ends a trained answer: the tokenizer's end of text where the generator stops on it, else the first."""
+    if tokenizer.eos_id in stop_ids and tokenizer.eos_id is not None:
+        return tokenizer.eos_id
+    if not stop_ids:
+        raise ConfigError("this model names no id that ends a text (eos_token_id), so an answer could never end")
+    return stop_ids[0]
+
+
+def _encode(
+    rows: Sequence[Row], template: Template, tokenizer: Tokenizer, stop_id: int, max_length: int, on_long: str
+) -> tuple[Part, int]:
+    """Encode rows; those longer than ``max_length`` stop the run, or are left out and counted."""
+    kept, encoded, long = [], [], 0
+    for row in rows:
+        item = render(messages_of(row), template, tokenizer, stop_id)
+        if len(item.ids) <= max_length:
+            kept.append(row)
+            encoded.append(item)
+        elif on_long == "error":
+            raise DataError(
+                f"{row.where}: {len(item.ids)} tokens, more than --max-length {max_length}; raise it (the model must "
+                "have as many positions) or pass --on-long drop to leave such rows out"
+            )
+        else:
+            long += 1
+    return Part(rows=kept, encoded=encoded), long
+
+
+def _validation(value: str) -> float | int | Path:
+    """``--val``: a file, a count, or a fraction."""
+    if Path(value).exists():
+        return Path(value)
+    try:
+        number = float(value)
+    except ValueError:
+        raise ConfigError(f"--val {value!r} is no file, and neither a fraction (0.05) nor a count (200)") from None
+    if number < 0 or (number >= 1 and number != int(number)):
+        raise ConfigError(f"--val {value} must be a fraction below 1, a whole count, or 0 for none")
+    return int(number) if number >= 1 else number

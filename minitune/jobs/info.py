@@ -1,0 +1,81 @@
+"""What a model folder is, found out by loading it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from minitune.adapters.lora import LoRAConfig, add_lora, load_adapter
+from minitune.checkpoint import load_checkpoint
+from minitune.jobs.load import inference_bytes, resolve, tokenizer_of
+
+# Weight, gradient and two moments, four bytes each.
+TRAINED_BYTES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What ``minitune info`` prints; memory is for float32 weights, gradients and optimizer, without activations."""
+
+    folder: str
+    family: str
+    shape: dict[str, Any]
+    parameters: int
+    dtypes: dict[str, int]
+    tokenizer: str
+    vocab_size: int
+    bos_id: int | None
+    stop_ids: tuple[int, ...]
+    template: str
+    tensors: dict[str, int]
+    shared: dict[str, str]
+    adapter: str | None
+    memory_bytes: dict[str, int]
+
+
+def describe(name: str) -> Facts:
+    """Load the model behind ``name`` and say what it is; raises where anything in it is missing, unused or wrong."""
+    source = resolve(name)
+    checkpoint = load_checkpoint(source.base)
+    model, proof = checkpoint.model, checkpoint.certificate
+    tokenizer = tokenizer_of(checkpoint)
+    config = model.config
+    parameters = sum(w.numel() for w in model.parameters())
+    run_bytes = inference_bytes(model, torch.float32)
+    if source.adapter is not None:
+        lora = load_adapter(model, source.adapter)
+    else:
+        lora = LoRAConfig()
+        add_lora(model, lora)
+    added = sum(w.numel() for w in model.parameters() if w.requires_grad)
+    kind = f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}, {added:,} parameters"
+    return Facts(
+        folder=str(source.base),
+        family=str(checkpoint.raw.get("model_type")),
+        shape={
+            "layers": config.num_layers,
+            "hidden": config.hidden_size,
+            "heads": config.num_heads,
+            "kv heads": config.num_kv_heads,
+            "head dim": config.head_dim,
+            "ffn": config.intermediate_size,
+            "vocabulary": config.vocab_size,
+            "positions": config.max_positions,
+            "tied": config.tie_embeddings,
+        },
+        parameters=parameters,
+        dtypes=dict(proof.dtypes),
+        tokenizer=type(tokenizer).__name__,
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        stop_ids=model.stop_ids,
+        template="alpaca (this version's only one)",
+        tensors={"used": len(proof.used), "recomputed": len(proof.recomputed)},
+        shared=dict(proof.shared),
+        adapter=f"{source.adapter} ({kind})" if source.adapter else None,
+        memory_bytes={
+            "run": run_bytes,
+            "LoRA-tune": parameters * 4 + added * TRAINED_BYTES,
+            "fully tune": parameters * TRAINED_BYTES,
+        },
+    )

@@ -1,0 +1,85 @@
+"""A MODEL as a user names it -> a model and its tokenizer, ready to use."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minitune.adapters.lora import ADAPTER_CONFIG, base_of, load_adapter
+from minitune.checkpoint import CONFIG, Checkpoint, load_checkpoint
+from minitune.device import pick_device, pick_dtype, pick_ops
+from minitune.errors import CheckpointError
+from minitune.models.decoder import Decoder
+from minitune.tokenizer import Tokenizer, load_tokenizer
+
+TINY = Path(__file__).parents[1] / "assets" / "tiny"
+"""The model inside the package, named ``tiny``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The folders that a MODEL means: base weights, and an adapter on top where there is one."""
+
+    base: Path
+    adapter: Path | None = None
+
+
+def resolve(name: str | Path) -> Source:
+    """The folders behind ``tiny``, a model folder, an adapter folder or a run folder; CheckpointError where unclear."""
+    if str(name) == "tiny":
+        return Source(base=TINY)
+    folder = Path(name).expanduser()
+    if not (folder / CONFIG).is_file():
+        if (folder / "model" / CONFIG).is_file():
+            return Source(base=folder / "model")
+        if (folder / "adapter" / ADAPTER_CONFIG).is_file():
+            return resolve(folder / "adapter")
+        if (folder / ADAPTER_CONFIG).is_file():
+            base = base_of(folder)
+            found = resolve(base)
+            if not found.base.is_dir():
+                raise CheckpointError(f"{folder}: its base model {base!r} is not there; put it back or edit {ADAPTER_CONFIG}")
+            if found.adapter is not None:
+                raise CheckpointError(f"{folder}: its base {base!r} is an adapter itself, which is not supported")
+            return Source(base=found.base, adapter=folder)
+    return Source(base=folder)
+
+
+def load(
+    name: str | Path, *, device: str = "auto", dtype: str = "auto", ops: str = "auto"
+) -> tuple[Decoder, Tokenizer]:
+    """Load ``(model, tokenizer)`` for inference: weights and compute in ``dtype``, adapters in place, dropout off.
+
+    ``name`` is a model folder as published, an adapter folder, a run folder, or ``tiny``. Raises CheckpointError or
+    TokenizerError with one line.
+    """
+    source = resolve(name)
+    where, _ = pick_device(device)
+    kind, _ = pick_dtype(dtype, where)
+    table, _ = pick_ops(ops)
+    checkpoint = load_checkpoint(source.base, device=where, dtype=kind, ops=table)
+    tokenizer = tokenizer_of(checkpoint)
+    if source.adapter is not None:
+        load_adapter(checkpoint.model, source.adapter)
+    return checkpoint.model.eval().requires_grad_(False), tokenizer
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a loaded folder; its end-of-text id joins the ids that end a generation."""
+    tokenizer = load_tokenizer(checkpoint.folder)
+    model = checkpoint.model
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size} ids but the model embeds only "
+            f"{model.config.vocab_size}; they do not belong together"
+        )
+    if tokenizer.eos_id is not None and tokenizer.eos_id not in model.stop_ids:
+        model.stop_ids = (*model.stop_ids, tokenizer.eos_id)
+    return tokenizer
+
+
+def inference_bytes(model: Decoder, dtype: torch.dtype) -> int:
+    """Bytes of the weights and of a full cache for one row, in ``dtype``."""
+    config = model.config
+    cache = 2 * config.num_layers * config.max_positions * config.num_kv_heads * config.head_dim
+    return (sum(w.numel() for w in model.parameters()) + cache) * dtype.itemsize

@@ -1,0 +1,314 @@
+"""The main job: a model folder and an instruction file in, a run folder with a tuned model out."""
+
+import dataclasses
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minitune.adapters.lora import LoRAConfig, add_lora, save_adapter
+from minitune.chat import TEMPLATES, render
+from minitune.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint
+from minitune.config import SFTConfig, to_toml
+from minitune.data.batch import Batch, pad_rows, step_rows
+from minitune.data.formats import Row
+from minitune.device import peak_memory_bytes, pick_device, pick_dtype, pick_ops
+from minitune.errors import ConfigError, TrainingError
+from minitune.files import sha256, write_json, write_text
+from minitune.jobs.dataset import Dataset, messages_of, prepare, stop_of
+from minitune.jobs.load import Source, resolve, tokenizer_of
+from minitune.optim import AdamW, learning_rate, warmup_steps
+from minitune.plot import draw_loss
+from minitune.sample import generate
+from minitune.train import NonFinite, StepReport, Validation, evaluate, train
+
+SAMPLES, SAMPLE_TOKENS = 2, 64
+_RATES = {"lora": 2e-4, "full": 2e-5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One prompt, what it should give, and what the model gave before and after."""
+
+    prompt: str
+    expected: str
+    before: str
+    after: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended; losses are in nats per trained token, None where there is no validation."""
+
+    run: str
+    steps: int
+    seconds: float
+    peak_memory_bytes: int
+    train_loss: float
+    val_loss_before: float | None
+    val_loss_after: float | None
+    samples: tuple[Sample, ...]
+
+
+class Run:
+    """One run of fine-tuning: made ready on construction, trained by iterating, written at the end.
+
+    ``for report in run`` gives a StepReport a step; ``run.finish()`` trains what is left and returns the Result.
+    Raises MinituneError, in one line, before anything is trained where the settings, the model or the data are wrong.
+    """
+
+    def __init__(self, config: SFTConfig):
+        started = time.perf_counter()
+        self.config = config
+        self.out = Path(config.out).expanduser()
+        _check_out(self.out, config.force)
+        source = resolve(config.model)
+        if source.adapter is not None:
+            raise ConfigError(f"{config.model} is an adapter; tuning one further is not built yet, so name its base model")
+        self.device, why_device = pick_device(config.device)
+        compute, why_dtype = pick_dtype(config.dtype, self.device)
+        ops, why_ops = pick_ops(config.ops)
+        self.choices = {"device": (str(self.device), why_device), "dtype": (_short(compute), why_dtype)}
+        self.choices["ops"] = (ops.name, why_ops)
+        # Trainable weights are kept in float32 whatever the products are computed in; a frozen base need not be.
+        kept = torch.float32 if config.method == "full" else compute
+        self.checkpoint = load_checkpoint(
+            source.base, device=self.device, dtype=kept, compute_dtype=compute, ops=ops
+        )
+        self.model = self.checkpoint.model
+        self.tokenizer = tokenizer_of(self.checkpoint)
+        self.stop_id = stop_of(self.tokenizer, self.model.stop_ids)
+        self.data: Dataset = prepare(config, self.tokenizer, self.model.stop_ids, self.model.config.max_positions)
+        self.lora = LoRAConfig(
+            rank=config.rank, alpha=config.alpha, dropout=config.dropout, targets=tuple(config.targets.split(","))
+        )
+        if config.method == "lora":
+            add_lora(self.model, self.lora, seed=config.seed)
+        torch.manual_seed(config.seed)  # dropout draws from it
+        trainable = {name: w for name, w in self.model.named_parameters() if w.requires_grad}
+        self.trainable_parameters = sum(w.numel() for w in trainable.values())
+        self.optimizer = AdamW(trainable, weight_decay=config.weight_decay)
+        rows = len(self.data.train.rows)
+        self.steps = config.max_steps or max(1, math.ceil(config.epochs * rows / config.batch_size))
+        self.warmup = warmup_steps(config.warmup, self.steps)
+        self.peak_lr = config.lr if config.lr is not None else _RATES[config.method]
+        self.warnings: list[str] = []
+        self.result: Result | None = None
+        self._before: tuple[float | None, list[Sample]] | None = None
+        self._reports: Iterator[StepReport] | None = None
+        self._write_start(source)
+        self._setup_seconds = time.perf_counter() - started
+
+    def begin(self) -> tuple[float | None, list[Sample]]:
+        """Validation loss and sample answers of the model as it came; done once, before the first step."""
+        if self._before is None:
+            validation = self._validate(0)
+            loss = validation.loss if validation else None
+            if loss is not None and loss > math.log(self.model.config.vocab_size):
+                self.warnings.append(
+                    f"the validation loss before training is {loss:.2f}, worse than guessing "
+                    f"(ln V = {math.log(self.model.config.vocab_size):.2f}); is this model trained at all?"
+                )
+            shown = (self.data.val if self.data.val.rows else self.data.train).rows[:SAMPLES]
+            samples = [Sample(prompt=_prompt(row), expected=row.output, before=self._answer(row)) for row in shown]
+            self._before = loss, samples
+            first = {"step": 0} if validation is None else {"step": 0, **_validation_line(validation)}
+            self._log(first)
+        return self._before
+
+    def __iter__(self) -> Iterator[StepReport]:
+        if self._reports is None:
+            self._reports = self._train()
+        return self._reports
+
+    def finish(self) -> Result:
+        """Train the steps that are left, write the tuned model, and return how it went."""
+        for _ in self:
+            pass
+        if self.result is None:
+            raise TrainingError("this run was stopped before its end; start it again")
+        return self.result
+
+    def _train(self) -> Iterator[StepReport]:
+        before, samples = self.begin()
+        started = time.perf_counter()
+        rate = partial(
+            learning_rate, steps=self.steps, peak=self.peak_lr, warmup=self.warmup, schedule=self.config.schedule
+        )
+        recent: list[StepReport] = []
+        validation = None
+        try:
+            for report in train(
+                self.model,
+                self.optimizer,
+                self._batches(),
+                lr=rate,
+                clip=self.config.clip,
+                validate=self._validate_when_due,
+            ):
+                recent = [*recent[-9:], report]
+                validation = report.validation or validation
+                self._log(_line(report))
+                yield report
+        except NonFinite as error:
+            raise self._keep(error) from None
+        after = tuple(
+            dataclasses.replace(sample, after=self._answer(row))
+            for sample, row in zip(samples, (self.data.val if self.data.val.rows else self.data.train).rows, strict=False)
+        )
+        self._write_model()
+        self.result = Result(
+            run=str(self.out),
+            steps=self.steps,
+            seconds=round(self._setup_seconds + time.perf_counter() - started, 2),
+            peak_memory_bytes=peak_memory_bytes(self.device),
+            train_loss=sum(r.loss * r.trained_tokens for r in recent) / sum(r.trained_tokens for r in recent),
+            val_loss_before=before,
+            val_loss_after=validation.loss if validation else None,
+            samples=after,
+        )
+        write_json(self.out / "result.json", dataclasses.asdict(self.result))
+
+    def _batches(self) -> Iterator[Sequence[Batch]]:
+        """The micro-batches of each optimizer step."""
+        rows, config = self.data.train.encoded, self.config
+        micro = config.micro_batch or config.batch_size
+        for chosen in islice(step_rows(len(rows), batch_size=config.batch_size, seed=config.seed), self.steps):
+            parts = [chosen[i : i + micro] for i in range(0, len(chosen), micro)]
+            yield [pad_rows([rows[i] for i in part], self.device) for part in parts]
+
+    def _validate_when_due(self, done: int) -> Validation | None:
+        every = self.config.eval_every
+        return self._validate(done) if done == self.steps or (every and done % every == 0) else None
+
+    def _validate(self, done: int) -> Validation | None:
+        rows = self.data.val.encoded
+        if not rows:
+            return None
+        size = self.config.micro_batch or self.config.batch_size
+        # Rows of a length together: less padding, the same sum.
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        parts = [[rows[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+        return evaluate(self.model, (pad_rows(part, self.device) for part in parts))
+
+    def _answer(self, row: Row) -> str:
+        template = TEMPLATES[self.config.template]
+        prompt = render(messages_of(row)[:1], template, self.tokenizer, self.stop_id).ids
+        room = self.model.config.max_positions - len(prompt)
+        if room < 1:
+            return ""
+        pieces = generate(self.model, self.tokenizer, prompt, max_tokens=min(SAMPLE_TOKENS, room))
+        return "".join(piece.text for piece in pieces)
+
+    def _log(self, line: dict[str, Any]) -> None:
+        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _write_start(self, source: Source) -> None:
+        """Put down what the run is, before it starts."""
+        if self.config.force:
+            shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_text(self.out / "config.toml", to_toml(dataclasses.replace(self.config, force=False)))
+        write_json(self.out / "inspect.json", self.data.summary())
+        files = [Path(self.config.data)] + ([Path(self.config.val)] if Path(self.config.val).is_file() else [])
+        manifest = {
+            "minitune": version("minitune"),
+            "python": sys.version.split()[0],
+            "torch": torch.__version__,
+            "data": {str(file): sha256(file) for file in files},
+            "weights": sha256(source.base / WEIGHTS),
+            "tokenizer": self.tokenizer.fingerprint,
+            "template": {"name": self.config.template, "sha256": TEMPLATES[self.config.template].fingerprint},
+            "code": _code_fingerprint(),
+            "choices": {name: {"value": value, "why": why} for name, (value, why) in self.choices.items()},
+            "threads": torch.get_num_threads(),
+            "seed": self.config.seed,
+            "steps": self.steps,
+            "peak_lr": self.peak_lr,
+            "trainable_parameters": self.trainable_parameters,
+        }
+        write_json(self.out / "manifest.json", manifest)
+
+    def _write_model(self) -> None:
+        if self.config.method == "lora":
+            base = self.config.model if self.config.model == "tiny" else str(self.checkpoint.folder.resolve())
+            save_adapter(self.model, self.out / "adapter", self.lora, base=base)
+        else:
+            save_checkpoint(
+                self.model,
+                self.out / "model",
+                source=self.checkpoint.folder,
+                dtype=self.checkpoint.certificate.dtype,
+                tokenizer_files=self.tokenizer.files,
+            )
+        draw_loss(self.out / "metrics.jsonl", self.out / "loss.png")
+
+    def _keep(self, error: NonFinite) -> TrainingError:
+        """Save the rows of a step that gave no finite number, so that it can be looked at and run again."""
+        batches = [{"ids": b.ids.tolist(), "targets": b.targets.tolist()} for b in error.batches]
+        path = self.out / "bad_step.json"
+        write_json(path, {"step": error.step, "message": str(error), "batches": batches})
+        return TrainingError(f"{error}; its batch is in {path}; try a lower --lr")
+
+
+def sft(config: SFTConfig) -> Run:
+    """Make a run of masked supervised fine-tuning ready; iterate over it for step reports, or call ``finish()``."""
+    return Run(config)
+
+
+def _check_out(out: Path, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; it must be a new folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not force:
+            raise ConfigError(f"--out {out} is not empty; choose a new folder, or pass --force to replace it")
+        if not (out / "config.toml").is_file():
+            raise ConfigError(f"--out {out} is not a run folder, so --force does not replace it; choose a new folder")
+
+
+def _prompt(row: Row) -> str:
+    return row.instruction + (f"\n{row.input}" if row.input.strip() else "")
+
+
+def _line(report: StepReport) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "step": report.step,
+        "loss": report.loss,
+        "grad_norm": report.grad_norm,
+        "lr": report.lr,
+        "trained_tokens": report.trained_tokens,
+        "trained_tokens_per_s": round(report.trained_tokens / report.seconds, 1),
+        "tokens_per_s": round(report.tokens / report.seconds, 1),
+        "peak_memory_bytes": report.peak_memory_bytes,
+    }
+    return line | (_validation_line(report.validation) if report.validation else {})
+
+
+def _validation_line(validation: Validation) -> dict[str, float]:
+    return {"val_loss": validation.loss, "val_tokens": validation.tokens}
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _code_fingerprint() -> str:
+    """SHA-256 over the package's own sources, so that a run names the code that made it."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,86 @@
+"""The mathematics: each operation as a formula, a plain forward, a closed-form backward, and torch's own version.
+
+A model is given a table of the functions it is made of. ``REFERENCE`` is the math, slow and obvious, the ground truth
+of everything else; ``BUILTIN`` is ``torch.nn.functional``, with the formula where torch has none. There is no registry
+and no global: ``dataclasses.replace(BUILTIN, attention=REFERENCE.attention)`` swaps one function.
+
+Shapes: B rows, T queries, S keys, H query heads, K key/value heads, D channels a head, C hidden, V vocabulary,
+N = B*T tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from minitune.ops.attention import attention, attention_builtin
+from minitune.ops.cross_entropy import IGNORE, cross_entropy, cross_entropy_builtin
+from minitune.ops.glu import glu, glu_builtin
+from minitune.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_builtin, token_logprobs
+from minitune.ops.norms import layer_norm, layer_norm_builtin, rms_norm, rms_norm_builtin
+from minitune.ops.plan import AttentionPlan, rows_plan
+from minitune.ops.rope import rope, rope_frequencies, rope_tables
+
+__all__ = [
+    "BUILTIN",
+    "IGNORE",
+    "REFERENCE",
+    "AttentionPlan",
+    "Ops",
+    "rope_frequencies",
+    "rope_tables",
+    "rows_plan",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ops:
+    """The functions a decoder is made of; every implementation of one has the same name, arguments and shapes.
+
+    What an implementation cannot serve it refuses with a ValueError; nothing falls back in silence.
+    """
+
+    name: str
+    rms_norm: Callable[..., Tensor]
+    """(x (..., C), weight (C,), *, eps, offset=0, scale_in_fp32=False) -> (..., C)"""
+    layer_norm: Callable[..., Tensor]
+    """(x (..., C), weight (C,), bias (C,) or None, *, eps) -> (..., C)"""
+    rope: Callable[..., tuple[Tensor, Tensor]]
+    """(q (B, T, H, D), k (B, T, K, D), cos, sin (B or 1, T, pairs)) -> q, k; rotates the first 2 * pairs channels"""
+    glu: Callable[..., Tensor]
+    """(gate (..., F), up (..., F), *, kind) -> (..., F)"""
+    attention: Callable[..., Tensor]
+    """(q (B, T, H, D), k, v (B, S, K, D), *, plan=None, causal=True, scale=None, window=None, softcap=None,
+    bias=None) -> (B, T, H, D)"""
+    cross_entropy: Callable[..., tuple[Tensor, Tensor]]
+    """(logits (N, V), targets (N,), *, token_weight=None, smoothing=0, softcap=None, z_loss=0)
+    -> (loss_sum, denominator)"""
+    linear_cross_entropy: Callable[..., tuple[Tensor, Tensor]]
+    """(x (N, C), weight (V, C), targets (N,), *, bias=None, and as cross_entropy) -> (loss_sum, denominator)"""
+    token_logprobs: Callable[..., Tensor]
+    """(x (N, C), weight (V, C), targets (N,), *, bias=None, softcap=None) -> (N,)"""
+
+
+REFERENCE = Ops(
+    name="reference",
+    rms_norm=rms_norm,
+    layer_norm=layer_norm,
+    rope=rope,
+    glu=glu,
+    attention=attention,
+    cross_entropy=cross_entropy,
+    linear_cross_entropy=linear_cross_entropy,
+    token_logprobs=token_logprobs,
+)
+
+BUILTIN = Ops(
+    name="builtin",
+    rms_norm=rms_norm_builtin,
+    layer_norm=layer_norm_builtin,
+    rope=rope,
+    glu=glu_builtin,
+    attention=attention_builtin,
+    cross_entropy=cross_entropy_builtin,
+    linear_cross_entropy=linear_cross_entropy_builtin,
+    token_logprobs=token_logprobs,
+)

@@ -1,0 +1,90 @@
+"""Norms of a vector of channels.
+
+RMSNorm divides by the root mean square, then scales each channel (Zhang & Sennrich, arXiv 1910.07467):
+
+    rstd = 1 / sqrt(mean(x^2) + eps)         x_hat = x * rstd         y = (offset + w) * x_hat
+
+The backward, with g = dy * (offset + w):
+
+    dw = sum over tokens of dy * x_hat
+    dx = rstd * (g - x_hat * mean(g * x_hat))
+
+The second term of dx is the projection: x can only be changed across its own direction, since the norm takes the
+length away again.
+
+LayerNorm takes the mean away first and adds a bias last (Ba et al., arXiv 1607.06450); with x_hat = (x - mean) * rstd:
+
+    y = w * x_hat + b        db = sum of dy        dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat)),  g = dy * w
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minitune.ops.precision import wide
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0, scale_in_fp32: bool = False) -> Tensor:
+    """Normalise the last axis of ``x (..., C)`` and scale it by ``offset + weight (C,)``.
+
+    The mean square is taken in float32 (float64 stays float64). Llama rounds to the type of ``x`` before it scales;
+    ``scale_in_fp32`` scales first, as Gemma (with ``offset=1``) and OLMo-2 do. In bfloat16 the order matters.
+    """
+    x_wide = x.to(wide(x.dtype))
+    x_hat = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
+    if scale_in_fp32:
+        return (x_hat * (offset + weight.to(x_hat.dtype))).to(x.dtype)
+    return x_hat.to(x.dtype) * (offset + weight).to(x.dtype)
+
+
+def rms_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Gradients ``(dx (..., C), dweight (C,))`` of ``rms_norm``, in closed form."""
+    dy, x_wide = dy.to(wide(x.dtype)), x.to(wide(x.dtype))
+    rstd = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
+    x_hat = x_wide * rstd
+    g = dy * (offset + weight.to(dy.dtype))
+    dx = rstd * (g - x_hat * (g * x_hat).mean(-1, keepdim=True))
+    dweight = (dy * x_hat).flatten(0, -2).sum(0)
+    return dx.to(x.dtype), dweight.to(weight.dtype)
+
+
+def rms_norm_builtin(
+    x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0, scale_in_fp32: bool = False
+) -> Tensor:
+    """``rms_norm`` by ``torch.nn.functional.rms_norm``; where the order of rounding matters, the formula."""
+    if x.dtype == weight.dtype == wide(x.dtype):
+        return F.rms_norm(x, x.shape[-1:], offset + weight if offset else weight, eps)
+    return rms_norm(x, weight, eps=eps, offset=offset, scale_in_fp32=scale_in_fp32)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) -> Tensor:
+    """Centre and normalise the last axis of ``x (..., C)``, then scale by ``weight`` and add ``bias`` (both (C,))."""
+    x_hat, _ = _centred(x, eps)
+    y = x_hat * weight
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def layer_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, *, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients ``(dx (..., C), dweight (C,), dbias (C,))`` of ``layer_norm``, in closed form."""
+    x_hat, rstd = _centred(x, eps)
+    dy = dy.to(x_hat.dtype)
+    g = dy * weight
+    dx = rstd * (g - g.mean(-1, keepdim=True) - x_hat * (g * x_hat).mean(-1, keepdim=True))
+    dweight, dbias = (dy * x_hat).flatten(0, -2).sum(0), dy.flatten(0, -2).sum(0)
+    return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+def layer_norm_builtin(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) -> Tensor:
+    """``layer_norm`` by ``torch.nn.functional.layer_norm``."""
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def _centred(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x_hat`` and ``rstd``, in float32 or wider."""
+    centred = x.to(wide(x.dtype))
+    centred = centred - centred.mean(-1, keepdim=True)
+    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    return centred * rstd, rstd

@@ -1,0 +1,83 @@
+"""Who may see whom: the attention plan of a batch, built once and shared by all layers.
+
+Two layouts, one rule. A query at position ``i`` of its document sees the keys at positions ``j <= i`` of the same
+document (causal), and of these only ``j > i - window`` where there is a window.
+
+* rows: every row of a batch ``(B, T)`` is a document. With a cache, ``offset`` says how many keys each row had before
+  its first query; keys behind a row's last query (room in the cache, padding on the right) are never visible.
+* packed: B is 1, and ``cu_seqlens_q`` and ``cu_seqlens_k`` hold where each document starts, and the end. Queries are
+  aligned with the end of their document's keys, so a chunk of queries after cached keys is the same case.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """Positions and visibility of one batch.
+
+    positions      (B, T) int64: place of each query in its document, for rotary and learned positions
+    offset         keys before the first query of a row: one int for all rows, or (B,) int64
+    cu_seqlens_q   (documents + 1,) int32 for packed rows, else None; cu_seqlens_k alike for the keys
+    max_seqlen_q   longest document, in queries; max_seqlen_k alike in keys; 0 where not packed
+    """
+
+    positions: Tensor
+    offset: int | Tensor = 0
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    max_seqlen_q: int = 0
+    max_seqlen_k: int = 0
+    _visible: dict[tuple[int, bool, int | None], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def visible(self, keys: int, *, causal: bool, window: int | None) -> Tensor:
+        """The mask (B or 1, T, S) of what each query may see, for ``keys`` = S; made once, then shared by the layers."""
+        key = (keys, causal, window)
+        if key not in self._visible:
+            self._visible[key] = self._build(keys, causal, window)
+        return self._visible[key]
+
+    def _build(self, keys: int, causal: bool, window: int | None) -> Tensor:
+        device = self.positions.device
+        queries = self.positions.shape[1]
+        if self.cu_seqlens_q is not None and self.cu_seqlens_k is not None:
+            doc_q, at_q = _documents(self.cu_seqlens_q, queries)
+            doc_k, at_k = _documents(self.cu_seqlens_k, keys)
+            # Queries stand at the end of their document's keys.
+            at_q = at_q + (self.cu_seqlens_k.diff() - self.cu_seqlens_q.diff())[doc_q]
+            same = doc_q[:, None] == doc_k[None, :]
+            return (same & in_sight(at_q, at_k, causal, window))[None]
+        offset = torch.as_tensor(self.offset, device=device).reshape(-1, 1)
+        at_q = offset + torch.arange(queries, device=device)  # (B or 1, T)
+        return in_sight(at_q, torch.arange(keys, device=device), causal, window)
+
+
+def rows_plan(batch: int, queries: int, device: torch.device | str, offset: int | Tensor = 0) -> AttentionPlan:
+    """The plan of ``batch`` rows of ``queries`` tokens after ``offset`` cached keys (an int, or one a row)."""
+    start = torch.as_tensor(offset, device=device).reshape(-1, 1)
+    positions = (start + torch.arange(queries, device=device)).expand(batch, -1)
+    return AttentionPlan(positions=positions, offset=offset)
+
+
+def in_sight(at_q: Tensor, at_k: Tensor, causal: bool, window: int | None) -> Tensor:
+    """True where the query at ``at_q (..., T)`` may see the key at ``at_k (S,)``: ``(..., T, S)``.
+
+    A window of W keys includes the query's own: ``i - W < j <= i``.
+    """
+    i, j = at_q[..., :, None], at_k
+    seen = torch.ones_like(i, dtype=torch.bool) & torch.ones_like(j, dtype=torch.bool)
+    if causal:
+        seen = seen & (j <= i)
+    if window is not None:
+        seen = seen & (j > i - window)
+    return seen
+
+
+def _documents(cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """For each of ``tokens`` packed tokens: the index of its document, and its place in it."""
+    index = torch.arange(tokens, device=cu_seqlens.device)
+    document = torch.bucketize(index, cu_seqlens[1:].long(), right=True).clamp(max=len(cu_seqlens) - 2)
+    return document, index - cu_seqlens[document]
