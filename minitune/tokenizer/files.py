@@ -103,7 +103,7 @@ def read_companions(folder: Path) -> Companions:
     special: set[str] = set()
     for path, source in sources:
         for role in ROLES + OTHER_ROLES:
-            if role in source:
+            if source.get(role, "") != "":  # some published files say "" where they mean nothing at all
                 name = token_name(source[role], f"{path}: {role}")
                 roles[role] = roles.get(role) or name
                 special.update([name] if name else [])

@@ -20,24 +20,26 @@ class JsonBPE(Tokenizer):
     """BPE of a ``tokenizer.json`` with sentencepiece's space marks and byte fallback.
 
     Ids equal those of the ``tokenizers`` library with ``encode_special_tokens`` on, with one difference: a merge whose
-    result is a control id is never taken, so no typed text becomes one. Added tokens that are not special are found in
-    the text as there, white space flags included. With Metaspace a text that starts with a space gets no second mark,
-    so decoding gives it back without that space, as there.
+    result is a control id, or the unknown token, is never taken, so no typed text becomes one. Added tokens that are
+    not special are found in the text as there, white space flags included. With Metaspace a text that starts with a
+    space gets no second mark, so decoding gives it back without that space, as there.
     """
 
     def __init__(self, spec: JsonSpec, vocabulary: Vocabulary):
         super().__init__(vocabulary)
         self._spec = spec
         ids = spec.vocab
-        self._vocab = {token: i for token, i in ids.items() if i not in self.control_ids}
-        # A merge that makes a control id is dropped; ranks keep their order, which is all that they are for.
+        self._unk = ids.get(spec.unk_token) if spec.unk_token is not None else None
+        # What text can spell. A merge that makes anything else is dropped, so a typed control token, and a typed name
+        # of the unknown token, stay text; ranks keep their order, which is all that they are for.
+        closed = self.control_ids | {i for token, i in ids.items() if i == self._unk and len(token) > 1}
+        self._vocab = {token: i for token, i in ids.items() if i not in closed}
         merges = [(ids[a], ids[b], ids[a + b]) for a, b in spec.merges if a + b in self._vocab]
         self._merges = MergeTable(merges, self.vocab_size)
-        self._byte_ids = [spec.vocab.get(f"<0x{b:02X}>") for b in range(256)]
-        self._unk = spec.vocab.get(spec.unk_token) if spec.unk_token is not None else None
+        self._byte_ids = [self._vocab.get(f"<0x{b:02X}>") for b in range(256)]
         passed_over = self.control_ids | {a.id for a in spec.added if a.special}  # an unknown token may be special too
         self._raw = _Matcher([(a.content, a) for a in spec.added if not a.normalized], passed_over)
-        self._normal = _Matcher([(self._normalized(a.content), a) for a in spec.added if a.normalized], passed_over)
+        self._normal = _Matcher([(normalized(spec, a.content), a) for a in spec.added if a.normalized], passed_over)
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         ids: list[int] = []
@@ -46,19 +48,13 @@ class JsonBPE(Tokenizer):
                 ids.append(added.id)
                 continue
             bare = continues and start == 0
-            normal = self._normalized(stretch, bare=bare)
+            normal = normalized(self._spec, stretch, bare=bare)
             for at, piece, found in self._normal.split(normal):
                 if found is not None:
                     ids.append(found.id)
                 else:
                     ids += self._pieces_of(self._marked(piece, first=start + at == 0, bare=bare and at == 0))
         return ids
-
-    def _normalized(self, text: str, *, bare: bool = False) -> str:
-        """What the normalizer does; added tokens are normalised as texts of their own, mark in front included."""
-        if self._spec.prefix == "prepend" and text and not bare:
-            text = SPACE_MARK + text
-        return text.replace(" ", SPACE_MARK) if self._spec.normalizes_spaces else text
 
     def _marked(self, piece: str, *, first: bool, bare: bool) -> str:
         """What Metaspace does with a stretch of text: marks for spaces, and a mark in front where none is there."""
@@ -105,6 +101,13 @@ class JsonBPE(Tokenizer):
         return self._unk
 
 
+def normalized(spec: JsonSpec, text: str, *, bare: bool = False) -> str:
+    """What the normalizer makes of a text, without the mark in front where ``bare``."""
+    if spec.prefix == "prepend" and text and not bare:
+        text = SPACE_MARK + text
+    return text.replace(" ", SPACE_MARK) if spec.normalizes_spaces else text
+
+
 class _Matcher:
     """Added tokens in a text: leftmost first, longest first; special ones are passed over and stay text."""
 
@@ -140,7 +143,8 @@ def load_json_bpe(path: Path, companions: Companions) -> JsonBPE:
     """Load a ``tokenizer.json`` of the sentencepiece kind; raises ``TokenizerError`` for any other."""
     spec = read_spec(path)
     id_of = dict(spec.vocab) | {a.content: a.id for a in spec.added}
-    covered = spec.byte_fallback and all(f"<0x{b:02X}>" in spec.vocab for b in range(256))
+    special = {a.content for a in spec.added if a.special}
+    covered = spec.byte_fallback and {f"<0x{b:02X}>" for b in range(256)} <= spec.vocab.keys() - special
     if spec.unk_token is None and not covered:
         raise TokenizerError(
             f"{path}: model.unk_token is null and bytes have no complete fallback, so characters would vanish; "
@@ -161,10 +165,14 @@ def load_json_bpe(path: Path, companions: Companions) -> JsonBPE:
     bos_id, eos_id, pad_id, unk_id = (role_id(roles.get(role), role, id_of, companions.config) for role in ROLES)
     by_processor = bool(spec.single) and spec.single[0] is not None and id_of.get(spec.single[0]) == bos_id
     adds_bos = bos_id is not None and (by_processor if companions.add_bos is None else companions.add_bos)
+    written = list(pieces)
+    for a in spec.added:
+        if a.normalized:  # it was found in normalised text with its mark, so it brings back that space
+            written[a.id] = normalized(spec, a.content)
     extra = json.dumps([sorted(control), bos_id, eos_id, pad_id, unk_id, adds_bos]).encode()
     vocabulary = Vocabulary(
         pieces=pieces,
-        contributions=[_contribution(spec, i, piece, control, unk) for i, piece in enumerate(pieces)],
+        contributions=[_contribution(spec, i, piece, control, unk) for i, piece in enumerate(written)],
         control_ids=control,
         bos_id=bos_id,
         eos_id=eos_id,
