@@ -13,7 +13,7 @@ from minitune.tokenizer.json_spec import AddedToken, JsonSpec, read_spec
 from minitune.tokenizer.merge import MergeTable
 
 # White space as the reference's regular expressions have it: without U+001C..U+001F, which Python's str counts in.
-WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"  # noqa: E501
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
 class JsonBPE(Tokenizer):

@@ -6,6 +6,8 @@ from pathlib import Path
 from minitune.errors import TokenizerError
 from minitune.tokenizer.base import Tokenizer
 from minitune.tokenizer.files import Companions, read_bytes, read_companions
+from minitune.tokenizer.json_bpe import load_json_bpe
+from minitune.tokenizer.sentencepiece_file import load_sentencepiece
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -28,8 +30,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def _load_file(path: Path, companions: Companions) -> Tokenizer:
     if path.suffix == ".json":
-        from minitune.tokenizer.json_bpe import load_json_bpe
-
         return load_json_bpe(path, companions)
     if path.suffix == ".model":
         data = read_bytes(path)
@@ -38,8 +38,6 @@ def _load_file(path: Path, companions: Companions) -> Tokenizer:
                 f"{path}: is a tiktoken rank file (byte-level BPE), which is not supported yet; "
                 "supported are sentencepiece files and the sentencepiece kind of BPE in a tokenizer.json"
             )
-        from minitune.tokenizer.sentencepiece_file import load_sentencepiece
-
         return load_sentencepiece(path, data, companions)
     raise TokenizerError(f"{path}: not a tokenizer file by its name; expected a folder, a .model or a .json file")
 

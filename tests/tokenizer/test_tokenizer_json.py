@@ -178,6 +178,15 @@ def test_a_long_text_is_quick(material: Path) -> None:
         assert time.perf_counter() - start < 3
 
 
+def test_a_long_text_of_a_small_vocabulary_is_quick(tmp_path: Path) -> None:
+    ours = load_tokenizer(write_json(tmp_path / "tokenizer.json", tiny_spec()))
+    for case in ("abc " * 25_000, " " * 100_000, "\u4f60" * 33_000):
+        start = time.perf_counter()
+        ids = ours.encode(case)
+        assert time.perf_counter() - start < 3
+        assert ours.decode(ids) == case
+
+
 def test_the_library_is_imported_late() -> None:
     code = "import sys, minitune.tokenizer; assert not {'sentencepiece', 'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
