@@ -42,6 +42,7 @@ FLOORS = {
     "serve": 6,
     "hub": 6,
     "study": 6,
+    "assets": 6,  # what ships as data, with the script that made it
 }
 TOP = 7  # minitune/__init__.py and minitune/__main__.py
 
@@ -110,7 +111,9 @@ def imports_of(module: Module, modules: dict[str, Module]) -> Iterator[Import]:
                 here = module.name.split(".")
                 here = here[: len(here) - node.level + module.is_package]
                 base = ".".join([*here, base] if base else here)
-            return [name if (name := f"{base}.{alias.name}") in modules else base for alias in node.names]
+            # The version is a constant of the root, which is always loaded first: reading it leads nowhere.
+            names = [alias.name for alias in node.names if (base, alias.name) != ("minitune", "__version__")]
+            return [inner if (inner := f"{base}.{name}") in modules else base for name in names]
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("__import__", "import_module")):
             named = node.args[0] if node.args else None
             return [named.value] if isinstance(named, ast.Constant) and isinstance(named.value, str) else []
@@ -292,6 +295,7 @@ def faults(rule, files: dict[str, str]) -> list[str]:
         ),
         ("minitune/chat.py", "from . import train", "floor 1 imports minitune.train of floor 4"),
         ("minitune/chat.py", "from minitune import sft", "floor 1 imports minitune of floor 7"),
+        ("minitune/chat.py", "from minitune import __version__, sft", "floor 1 imports minitune of floor 7"),
         ("minitune/chat.py", "import minitune", "floor 1 imports minitune of floor 7"),
         ("minitune/chat.py", NESTED + "import minitune.cli", "floor 1 imports minitune.cli of floor 6"),
         ("minitune/chat.py", "if TYPE_CHECKING:\n    import minitune.jobs", "imports minitune.jobs of floor 5"),
@@ -317,7 +321,7 @@ def test_imports_that_point_down_are_fine() -> None:
         "minitune/ops/__init__.py": "from minitune.ops.norms import rms_norm\nfrom .plan import AttentionPlan",
         "minitune/ops/norms.py": "from . import plan\nfrom .plan import AttentionPlan",
         "minitune/ops/plan.py": "def triton_ops():\n    import minitune_kernels",
-        "minitune/jobs/__init__.py": "from minitune import errors, ops",
+        "minitune/jobs/__init__.py": "from minitune import __version__, errors, ops",
     }
     for rule in RULES:
         assert faults(rule, files) == []
