@@ -104,14 +104,13 @@ def imports_of(module: Module, modules: dict[str, Module]) -> Iterator[Import]:
 
     def targets(node: ast.AST) -> list[str]:
         if isinstance(node, ast.Import):
-            return [alias.name for alias in node.names]
+            return [alias.name for alias in node.names if alias.name != "minitune" or not reads_version_only(module)]
         if isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 here = module.name.split(".")
                 here = here[: len(here) - node.level + module.is_package]
                 base = ".".join([*here, base] if base else here)
-            # The version is a constant of the root, which is always loaded first: reading it leads nowhere.
             names = [alias.name for alias in node.names if (base, alias.name) != ("minitune", "__version__")]
             return [inner if (inner := f"{base}.{name}") in modules else base for name in names]
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("__import__", "import_module")):
@@ -120,6 +119,14 @@ def imports_of(module: Module, modules: dict[str, Module]) -> Iterator[Import]:
         return []
 
     return walk(module.tree, (), False)
+
+
+def reads_version_only(module: Module) -> bool:
+    """Whether all that a module takes from the root is the version: a constant that is there before anything else."""
+    nodes = list(ast.walk(module.tree))
+    used = [node for node in nodes if isinstance(node, ast.Name) and node.id == "minitune"]
+    read = [node.value for node in nodes if isinstance(node, ast.Attribute) and node.attr == "__version__"]
+    return bool(used) and all(node in read for node in used)
 
 
 # ---- the rules: each takes all modules and yields "file:line: what is wrong"
@@ -296,6 +303,7 @@ def faults(rule, files: dict[str, str]) -> list[str]:
         ("minitune/chat.py", "from . import train", "floor 1 imports minitune.train of floor 4"),
         ("minitune/chat.py", "from minitune import sft", "floor 1 imports minitune of floor 7"),
         ("minitune/chat.py", "from minitune import __version__, sft", "floor 1 imports minitune of floor 7"),
+        ("minitune/chat.py", "import minitune\nminitune.__version__\nminitune.sft()", "imports minitune of floor 7"),
         ("minitune/chat.py", "import minitune", "floor 1 imports minitune of floor 7"),
         ("minitune/chat.py", NESTED + "import minitune.cli", "floor 1 imports minitune.cli of floor 6"),
         ("minitune/chat.py", "if TYPE_CHECKING:\n    import minitune.jobs", "imports minitune.jobs of floor 5"),
@@ -320,6 +328,7 @@ def test_imports_that_point_down_are_fine() -> None:
         "minitune/cli/parse.py": "from minitune.errors import nearest",
         "minitune/ops/__init__.py": "from minitune.ops.norms import rms_norm\nfrom .plan import AttentionPlan",
         "minitune/ops/norms.py": "from . import plan\nfrom .plan import AttentionPlan",
+        "minitune/optim.py": "import minitune\nprint(minitune.__version__)",
         "minitune/ops/plan.py": "def triton_ops():\n    import minitune_kernels",
         "minitune/jobs/__init__.py": "from minitune import __version__, errors, ops",
     }
