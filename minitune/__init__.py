@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from minitune.jobs.sft import sft
     from minitune.sample import generate
 
+__version__ = "0.1.0"
+
 __all__ = ["MinituneError", "ModelConfig", "SFTConfig", "generate", "load", "sft"]
 
 _HOMES = {

@@ -114,7 +114,10 @@ def save_checkpoint(
     metadata = {"format": "pt"}
     if source is not None:
         stored, aliases, metadata = _layout(source / WEIGHTS)
-        names = {theirs: _owner(theirs, names, aliases, model.config) for theirs in stored if not _recomputed(theirs)}
+        owners = {theirs: _owner(theirs, names, aliases, model.config) for theirs in stored if not _recomputed(theirs)}
+        if None in owners.values():
+            raise CheckpointError(f"{source}: its tensors are not those of the model to be written")
+        names = {theirs: name for theirs, name in owners.items() if name is not None}
     tensors = {}
     for theirs, name in names.items():
         # A copy, since two stored names may share one parameter and the format forbids shared memory.
@@ -246,6 +249,7 @@ def _stop_ids(folder: Path, raw: Mapping[str, Any], vocab_size: int) -> tuple[in
         value = values.get("eos_token_id")
         for item in value if isinstance(value, list) else [] if value is None else [value]:
             if type(item) is not int or not 0 <= item < vocab_size:
-                raise CheckpointError(f"{folder / name}: eos_token_id {json.dumps(item)} is not an id of the vocabulary")
+                where = folder / name
+                raise CheckpointError(f"{where}: eos_token_id {json.dumps(item)} is not an id of the vocabulary")
             ids[item] = None
     return tuple(ids)

@@ -9,6 +9,8 @@ import torch
 from minitune.errors import ConfigError
 from minitune.ops import BUILTIN, REFERENCE, Ops
 
+# bfloat16 halves the digits; it has to halve the time as well to be taken unasked.
+WORTH_IT = 0.5
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -40,8 +42,8 @@ def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
             return torch.bfloat16, "this GPU computes in bfloat16"
         return torch.float32, "this GPU has no bfloat16"
     if device.type == "cpu":
-        slower = _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
-        if slower > 0.8:
+        slower = _bfloat16_cost()
+        if slower > WORTH_IT:
             return torch.float32, f"on this CPU a bfloat16 product takes {slower:.1f} times a float32 one"
         return torch.bfloat16, f"on this CPU a bfloat16 product takes {slower:.2f} times a float32 one"
     return torch.float32, "the safe choice on this device"
@@ -65,12 +67,23 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _product_seconds(dtype: torch.dtype, size: int = 256) -> float:
-    """Seconds of one ``size`` cubed product on the CPU, the best of three."""
-    a = torch.ones(size, size, dtype=dtype)
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return best
+def _bfloat16_cost(size: int = 192, times: int = 8) -> float:
+    """How many times as long a bfloat16 product takes as a float32 one on this CPU.
+
+    The best of several, in turn and on one thread: threads that wait for each other on a busy machine would hide the
+    difference.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    kinds = (torch.float32, torch.bfloat16)
+    factors = {kind: torch.ones(size, size, dtype=kind) for kind in kinds}
+    best = dict.fromkeys(kinds, float("inf"))
+    try:
+        for _ in range(times):
+            for kind in kinds:
+                start = time.perf_counter()
+                torch.mm(factors[kind], factors[kind])
+                best[kind] = min(best[kind], time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return best[torch.bfloat16] / best[torch.float32]

@@ -23,7 +23,7 @@ class MaskReport:
 def check_mask(
     rows: Sequence[Encoded], answers: Sequence[str], places: Sequence[str], tokenizer: Tokenizer, stop_ids: set[int]
 ) -> MaskReport:
-    """Assert of every row that exactly its answer and one stop id are trained; raise DataError naming the first that fails.
+    """Assert of every row that its answer and one stop id are trained, and no more; DataError names the first failure.
 
     ``answers`` are the texts that must be trained, ``places`` where the rows come from, ``stop_ids`` what the
     generator stops on.

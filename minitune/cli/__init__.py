@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+import minitune
 from minitune.errors import MinituneError, nearest
 
 COMMANDS = {
@@ -36,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_HELP.format(commands=listing), end="")
         return 0
     if args[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"minitune {version('minitune')}")
+        print(f"minitune {minitune.__version__}")
         return 0
     try:
         if args[0] not in COMMANDS:

@@ -1,10 +1,10 @@
 """Flags from dataclasses, by tyro, with every mistake told in one line."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
-import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ _RULE = re.compile(r"[\u2500-\u257f]+")  # the characters that tyro draws its bo
 
 
 def parse(cls: type[T], command: str, args: Sequence[str]) -> T:
-    """The dataclass ``cls`` from the words after ``minitune command``; ConfigError, in one line, where they are wrong."""
+    """The dataclass ``cls`` from the words after ``minitune command``; ConfigError, in one line, for a wrong one."""
     if {"-h", "--help"} & set(args):
         return tyro.cli(cls, prog=f"minitune {command}", args=list(args))
     said = io.StringIO()
@@ -65,8 +65,6 @@ def with_toml(cls: type[Any], args: Sequence[str]) -> list[str]:
 
 
 def _required(cls: type[Any]) -> set[str]:
-    import dataclasses
-
     return {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
 
 
@@ -83,8 +81,3 @@ def _one_line(text: str, command: str) -> str:
     if meant:
         complaint += f"; did you mean {meant[0]}?"
     return f"{complaint[0].lower() + complaint[1:]}; see minitune {command} --help"
-
-
-def stdout_is_terminal() -> bool:
-    """Whether a person is watching standard output."""
-    return sys.stdout.isatty()

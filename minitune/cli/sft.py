@@ -29,7 +29,7 @@ def run(args: list[str]) -> int:
     console = Console(stderr=config.json, highlight=False, soft_wrap=True)
     job = sft(config)
     _announce(console, job)
-    before, samples = job.begin()
+    before, _ = job.begin()
     for warning in job.warnings:
         console.print(f"warning: {warning}", markup=False)
     if before is not None:
@@ -50,7 +50,10 @@ def _announce(console: Console, job: "Run") -> None:
         console.print(f"{name:<10}{value}  ({why})", markup=False)
     parameters = sum(w.numel() for w in job.model.parameters())
     share = 100 * job.trainable_parameters / parameters
-    console.print(f"model     {config.model}: {parameters:,} parameters, {job.trainable_parameters:,} trained ({share:.2f} %)")
+    console.print(
+        f"model     {config.model}: {parameters:,} parameters, {job.trainable_parameters:,} trained ({share:.2f} %)",
+        markup=False,
+    )
     report = data.report
     left_out = [f"{n} {why}" for n, why in ((data.bad_rows, "bad"), (data.long_rows, "too long")) if n]
     console.print(

@@ -4,7 +4,6 @@ Nothing is repaired and nothing is dropped here: every row is either good, with 
 file, or bad, with its line and one reason. What to do about bad rows is the caller's choice (``rows_or_error``).
 """
 
-import hashlib
 import json
 import os
 import re
@@ -174,12 +173,6 @@ def rows_or_error(rows: Rows, *, on_bad: Literal["error", "drop"]) -> list[Row]:
         verb = "is" if count == 1 else "are"
         raise DataError(f"{count:,} of {total:,} rows {verb} bad: {named}{more}; fix them, or pass --on-bad drop")
     return rows.good
-
-
-def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits; ``DataError`` where it cannot be read."""
-    with _open(os.fspath(path)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open(name: str) -> BufferedReader:

@@ -100,7 +100,7 @@ def prepare(config: SFTConfig, tokenizer: Tokenizer, stop_ids: Sequence[int], po
 
 
 def stop_of(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> int:
-    """The id that ends a trained answer: the tokenizer's end of text where the generator stops on it, else the first."""
+    """The id that ends a trained answer: the tokenizer's end of text if the generator stops on it, else the first."""
     if tokenizer.eos_id in stop_ids and tokenizer.eos_id is not None:
         return tokenizer.eos_id
     if not stop_ids:

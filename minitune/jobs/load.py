@@ -38,7 +38,9 @@ def resolve(name: str | Path) -> Source:
             base = base_of(folder)
             found = resolve(base)
             if not found.base.is_dir():
-                raise CheckpointError(f"{folder}: its base model {base!r} is not there; put it back or edit {ADAPTER_CONFIG}")
+                raise CheckpointError(
+                    f"{folder}: its base model {base!r} is not there; put it back or edit {ADAPTER_CONFIG}"
+                )
             if found.adapter is not None:
                 raise CheckpointError(f"{folder}: its base {base!r} is an adapter itself, which is not supported")
             return Source(base=found.base, adapter=folder)

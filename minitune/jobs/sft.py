@@ -1,6 +1,7 @@
 """The main job: a model folder and an instruction file in, a run folder with a tuned model out."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -9,13 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import minitune
 from minitune.adapters.lora import LoRAConfig, add_lora, save_adapter
 from minitune.chat import TEMPLATES, render
 from minitune.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint
@@ -74,7 +75,7 @@ class Run:
         _check_out(self.out, config.force)
         source = resolve(config.model)
         if source.adapter is not None:
-            raise ConfigError(f"{config.model} is an adapter; tuning one further is not built yet, so name its base model")
+            raise ConfigError(f"{config.model} is an adapter; tuning one further is not built yet, name its base model")
         self.device, why_device = pick_device(config.device)
         compute, why_dtype = pick_dtype(config.dtype, self.device)
         ops, why_ops = pick_ops(config.ops)
@@ -119,8 +120,9 @@ class Run:
                     f"the validation loss before training is {loss:.2f}, worse than guessing "
                     f"(ln V = {math.log(self.model.config.vocab_size):.2f}); is this model trained at all?"
                 )
-            shown = (self.data.val if self.data.val.rows else self.data.train).rows[:SAMPLES]
-            samples = [Sample(prompt=_prompt(row), expected=row.output, before=self._answer(row)) for row in shown]
+            samples = [
+                Sample(prompt=_prompt(row), expected=row.output, before=self._answer(row)) for row in self._shown()
+            ]
             self._before = loss, samples
             first = {"step": 0} if validation is None else {"step": 0, **_validation_line(validation)}
             self._log(first)
@@ -164,7 +166,7 @@ class Run:
             raise self._keep(error) from None
         after = tuple(
             dataclasses.replace(sample, after=self._answer(row))
-            for sample, row in zip(samples, (self.data.val if self.data.val.rows else self.data.train).rows, strict=False)
+            for sample, row in zip(samples, self._shown(), strict=True)
         )
         self._write_model()
         self.result = Result(
@@ -201,6 +203,10 @@ class Run:
         parts = [[rows[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
         return evaluate(self.model, (pad_rows(part, self.device) for part in parts))
 
+    def _shown(self) -> Sequence[Row]:
+        """The rows that are answered before and after: not trained on, where there are such."""
+        return (self.data.val if self.data.val.rows else self.data.train).rows[:SAMPLES]
+
     def _answer(self, row: Row) -> str:
         template = TEMPLATES[self.config.template]
         prompt = render(messages_of(row)[:1], template, self.tokenizer, self.stop_id).ids
@@ -223,7 +229,7 @@ class Run:
         write_json(self.out / "inspect.json", self.data.summary())
         files = [Path(self.config.data)] + ([Path(self.config.val)] if Path(self.config.val).is_file() else [])
         manifest = {
-            "minitune": version("minitune"),
+            "minitune": minitune.__version__,
             "python": sys.version.split()[0],
             "torch": torch.__version__,
             "data": {str(file): sha256(file) for file in files},
@@ -305,8 +311,6 @@ def _short(dtype: torch.dtype) -> str:
 
 def _code_fingerprint() -> str:
     """SHA-256 over the package's own sources, so that a run names the code that made it."""
-    import hashlib
-
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for file in sorted(root.rglob("*.py")):

@@ -11,12 +11,12 @@ from minitune.config import ModelConfig
 from minitune.errors import CheckpointError, ConfigError, nearest
 
 # Keys that say nothing about the mathematics of a trained decoder in inference or fine-tuning.
-_SILENT = frozenset(
-    """_attn_implementation _name_or_path _from_model_config architectures attention_dropout bos_token_id dtype
-    embd_pdrop eos_token_id initializer_range is_llama_config max_window_layers model_type pad_token_id output_attentions
-    output_hidden_states pretraining_tp resid_pdrop return_dict torch_dtype transformers.js_config
-    transformers_version unsloth_version use_cache vocab_size""".split()
-)
+_SILENT = frozenset({
+    "_attn_implementation", "_name_or_path", "_from_model_config", "architectures", "attention_dropout",
+    "bos_token_id", "dtype", "eos_token_id", "initializer_range", "is_llama_config", "model_type", "output_attentions",
+    "output_hidden_states", "pad_token_id", "pretraining_tp", "return_dict", "torch_dtype", "transformers.js_config",
+    "transformers_version", "use_cache",
+})  # fmt: skip
 # Keys that would change the mathematics; harmless only at these values.
 _HARMLESS: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),

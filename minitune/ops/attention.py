@@ -32,13 +32,13 @@ def attention(
     softcap: float | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Let each query gather the values of the keys it sees: ``q (B, T, H, D)``, ``k, v (B, S, K, D)`` -> ``(B, T, H, D)``.
+    """Let each query gather the values of the keys it sees: ``q (B, T, H, D)``, ``k, v (B, S, K, D)`` -> like ``q``.
 
     Without a plan every row is a document and the queries stand at the end of the keys. ``scale`` is 1/sqrt(D) by
     itself. Scores and sums are in float32 (float64 stays float64). Raises ValueError for an option that is not built.
     """
     _check(q, k, v, window, softcap, bias)
-    p, grouped, scale = _probabilities(q, k, plan, causal, scale)
+    p, _, _ = _probabilities(q, k, plan, causal, scale)
     y = torch.einsum("bkgts,bskd->btkgd", p, v.to(p.dtype))
     return y.reshape(q.shape).to(q.dtype)
 

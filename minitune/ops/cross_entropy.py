@@ -4,6 +4,9 @@ For a row of logits z with target y, over the vocabulary V:
 
     lse = log sum exp z            loss = lse - z[y]            dz = softmax(z) - onehot(y)
 
+The loss ignores a shift of z, so the largest logit is taken away first: then exp cannot overflow, and a loss near zero
+keeps its digits where lse and z[y] are two large numbers.
+
 A row whose target is ``IGNORE`` counts in neither number and takes no gradient. Sum and denominator stay apart, since
 the right divisor is known only to the loop: the trained tokens of the whole optimizer step.
 """
@@ -35,7 +38,8 @@ def cross_entropy(
     _check(smoothing, softcap, z_loss)
     kept = targets != IGNORE
     z = logits[kept].to(wide(logits.dtype))  # (M, V)
-    loss = torch.logsumexp(z, dim=-1) - z.gather(-1, targets[kept, None]).squeeze(-1)  # (M,)
+    z = z - z.detach().amax(-1, keepdim=True)
+    loss = z.exp().sum(-1).log() - z.gather(-1, targets[kept, None]).squeeze(-1)  # (M,)
     return _weighted(loss, token_weight, kept)
 
 

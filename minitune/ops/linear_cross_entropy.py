@@ -83,7 +83,7 @@ def token_logprobs(
         raise ValueError("token_logprobs: softcap is not built yet")
     kept = targets != IGNORE
     z = _logits(x[kept], weight, bias).to(wide(x.dtype))
-    logprobs = z.gather(-1, targets[kept, None]).squeeze(-1) - torch.logsumexp(z, dim=-1)
+    logprobs = torch.log_softmax(z, dim=-1).gather(-1, targets[kept, None]).squeeze(-1)
     return torch.zeros(len(x), dtype=logprobs.dtype, device=x.device).masked_scatter(kept, logprobs)
 
 

@@ -34,7 +34,7 @@ class AttentionPlan:
     _visible: dict[tuple[int, bool, int | None], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def visible(self, keys: int, *, causal: bool, window: int | None) -> Tensor:
-        """The mask (B or 1, T, S) of what each query may see, for ``keys`` = S; made once, then shared by the layers."""
+        """The mask (B or 1, T, S) of what each query may see, for ``keys`` = S; made once, shared by the layers."""
         key = (keys, causal, window)
         if key not in self._visible:
             self._visible[key] = self._build(keys, causal, window)

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import hashlib
 import json
 import os
 import pickle
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitune.data.formats import BadRow, Row, Rows, read_rows, rows_or_error, sha256_of_file
+from minitune.data.formats import BadRow, Row, Rows, read_rows, rows_or_error
 from minitune.errors import DataError
 
 GOOD = {"instruction": "Add.", "input": "1 2", "output": "3"}
@@ -356,16 +355,6 @@ def test_on_bad(tmp_path: Path) -> None:
     one = Rows(rows.good, [BadRow("a.json", 7, 1, "'output' is empty")])
     with pytest.raises(DataError, match=r"^1 of 3 rows is bad: a.json line 7 \(row 2\): 'output' is empty; fix them"):
         rows_or_error(one, on_bad="error")
-
-
-def test_sha256_of_file(tmp_path: Path) -> None:
-    data = bytes(range(256)) * 5000
-    assert sha256_of_file(write(tmp_path, data)) == hashlib.sha256(data).hexdigest()
-    with pytest.raises(DataError, match="no such file"):
-        sha256_of_file(tmp_path / "none")
-
-
-# ---- real files
 
 
 def test_real_alpaca_rows(material: Path) -> None:
