@@ -231,7 +231,7 @@ def _no_weights(folder: Path) -> str:
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
         return (
-            f"{folder}: its weights are a pickle ({pickles[0]}), which can run code and is never opened; "
+            f"{folder}: its weights are a pickle ({pickles[0]}); a pickle can run code and is never opened; "
             "get the safetensors of this model, or convert it where you trust it"
         )
     if (folder / f"{WEIGHTS}.index.json").is_file():

@@ -14,9 +14,9 @@ from minitune.cli.parse import parse
 class Generate:
     """Continue a prompt; with --chat, answer it as the model was tuned to."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Model folder as published, adapter folder, run folder, or `tiny`."""
-    prompt: Annotated[str, tyro.conf.Positional]
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     """Text to go on from; may be empty where the model has a start token."""
     max_tokens: int = 256
     """Most tokens to make."""

@@ -14,7 +14,7 @@ from minitune.cli.parse import parse
 class Info:
     """What a model folder is: its shape, its tokenizer, what became of every tensor, and the memory it needs."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Model folder as published, adapter folder, run folder, or `tiny`."""
     json: bool = False
     """Print one JSON document instead."""

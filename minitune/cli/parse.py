@@ -16,7 +16,8 @@ from minitune.config import flag, from_mapping
 from minitune.errors import ConfigError
 
 T = TypeVar("T")
-_RULE = re.compile(r"[\u2500-\u257f]+")  # the characters that tyro draws its boxes with
+_BOX = " " + "".join(map(chr, range(0x2500, 0x2580)))  # what tyro draws its boxes with
+_RULE = re.compile(r"-{4,}|")  # a rule of box characters is empty by then
 
 
 def parse(cls: type[T], command: str, args: Sequence[str]) -> T:
@@ -69,15 +70,23 @@ def _required(cls: type[Any]) -> set[str]:
 
 
 def _one_line(text: str, command: str) -> str:
-    """What tyro says in a box, as one line: the complaint, and the flag it thinks was meant."""
-    lines = [" ".join(_RULE.sub(" ", line).split()) for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("For full helptext", "minitune "))]
-    complaint = lines[1] if len(lines) > 1 else " ".join(lines)
-    complaint = re.sub(r"^Error parsing \w+: ", "", complaint)
-    if complaint.startswith("Missing from"):
-        missing = [line.split()[0] for line in lines[2:] if line.startswith("--") or line.isupper()]
-        complaint = f"missing: {', '.join(missing)}" if missing else complaint
-    meant = [line.split()[0] for line in lines if line.startswith("--") and "Perhaps you meant:" in lines]
+    """What tyro says in a box, as one line: the complaint, and the flag it thinks was meant.
+
+    Under a title stand sections with a rule between them; an unknown flag is the better news than a missing one.
+    """
+    lines = [line.strip(_BOX).strip() for line in text.splitlines()][1:]
+    sections: list[list[str]] = [[]]
+    for line in lines:
+        if _RULE.fullmatch(line):
+            sections.append([])
+        elif line:
+            sections[-1].append(line)
+    sections = [section for section in sections if section]
+    said = next((s for s in sections if s[0].startswith("Unrecognized")), sections[0])
+    if said[0].startswith("Missing from"):
+        said = ["missing:", ", ".join(line.split()[0] for line in said if line.startswith("--") or line.isupper())]
+    complaint = re.sub(r"^Error parsing (\w+: )?", "", " ".join(said)).rstrip(".")
+    meant = [line.split()[0] for s in sections if s[0].startswith("Perhaps") for line in s if line.startswith("--")]
     if meant:
         complaint += f"; did you mean {meant[0]}?"
-    return f"{complaint[0].lower() + complaint[1:]}; see minitune {command} --help"
+    return f"{complaint[:1].lower()}{complaint[1:]}; see minitune {command} --help"

@@ -99,8 +99,8 @@ class Run:
         trainable = {name: w for name, w in self.model.named_parameters() if w.requires_grad}
         self.trainable_parameters = sum(w.numel() for w in trainable.values())
         self.optimizer = AdamW(trainable, weight_decay=config.weight_decay)
-        rows = len(self.data.train.rows)
-        self.steps = config.max_steps or max(1, math.ceil(config.epochs * rows / config.batch_size))
+        steps_per_epoch = math.ceil(len(self.data.train.rows) / config.batch_size)
+        self.steps = config.max_steps or math.ceil(config.epochs * steps_per_epoch)
         self.warmup = warmup_steps(config.warmup, self.steps)
         self.peak_lr = config.lr if config.lr is not None else _RATES[config.method]
         self.warnings: list[str] = []

@@ -1,0 +1,164 @@
+"""The main job on the model that ships: what it writes, that it repeats itself, and what it refuses."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import minitune
+from minitune import SFTConfig
+from minitune.device import pick_dtype
+from minitune.errors import ConfigError, DataError
+from minitune.jobs.load import TINY, resolve
+from minitune.jobs.sft import Run
+
+ROWS = TINY / "rows.jsonl"
+
+
+def config(tmp_path: Path, **changes) -> SFTConfig:
+    settings = {"model": "tiny", "data": str(ROWS), "out": str(tmp_path / "run"), "rows": 60, "val": "8"}
+    return SFTConfig(**settings | {"device": "cpu", "dtype": "float32", "batch_size": 8, "lr": 2e-3} | changes)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_run_learns_and_writes_what_the_contract_says(tmp_path: Path, method: str) -> None:
+    run = minitune.sft(config(tmp_path, method=method, epochs=3, eval_every=5))
+    reports = list(run)
+    result = run.finish()
+    out = tmp_path / "run"
+    assert result.val_loss_before is not None
+    assert result.val_loss_after is not None
+    assert result.val_loss_after < result.val_loss_before
+    assert [report.step for report in reports] == list(range(1, run.steps + 1))
+    assert run.steps == 3 * math.ceil(52 / 8)
+
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(run.steps + 1))
+    assert [line["step"] for line in lines if "val_loss" in line] == [0, 5, 10, 15, 20, 21]
+    assert lines[-1]["val_loss"] == result.val_loss_after
+    inspected = json.loads((out / "inspect.json").read_text())
+    assert (inspected["train_rows"], inspected["val_rows"]) == (52, 8)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["template"]["name"] == "alpaca"
+    assert set(manifest["choices"]) == {"device", "dtype", "ops"}
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"config.toml", "metrics.jsonl", "manifest.json", "inspect.json", "result.json"}
+    assert ("adapter" in names, "model" in names) == (method == "lora", method == "full")
+
+    # What was written is what was trained: loaded again, it gives the same logits.
+    model, tokenizer = minitune.load(out, device="cpu", dtype="float32")
+    ids = torch.tensor([[1, *tokenizer.encode("Name the first colour. red, blue")]])
+    with torch.no_grad():
+        run.model.eval()
+        torch.testing.assert_close(model.logits(model(ids)), run.model.logits(run.model(ids)), rtol=0, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
+    def losses(name: str, **changes) -> list[float]:
+        return [r.loss for r in Run(config(tmp_path, out=str(tmp_path / name), max_steps=6, **changes))]
+
+    assert losses("a", dropout=0.1) == losses("b", dropout=0.1)
+    assert losses("c", seed=1) != losses("d", seed=2)
+
+
+def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
+    whole, parts = (
+        [(r.loss, r.grad_norm) for r in Run(config(tmp_path, out=str(tmp_path / f"m{m}"), max_steps=4, micro_batch=m))]
+        for m in (8, 3)
+    )
+    for (a, na), (b, nb) in zip(whole, parts, strict=True):
+        assert (b, nb) == (pytest.approx(a, rel=1e-5), pytest.approx(na, rel=1e-4))
+
+
+def test_every_row_once_an_epoch(tmp_path: Path) -> None:
+    run = Run(config(tmp_path, epochs=2))
+    tokens = [sum(batch.trained_tokens for batch in step) for step in run._batches()]
+    once = sum(row.trained_tokens for row in run.data.train.encoded)
+    assert sum(tokens[:7]) == sum(tokens[7:]) == once
+
+
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+    Run(config(tmp_path, max_steps=1)).finish()
+    with pytest.raises(ConfigError, match="is not empty; choose a new folder, or pass --force"):
+        Run(config(tmp_path))
+    Run(config(tmp_path, max_steps=1, force=True)).finish()
+    # What is not a run is never replaced.
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "cat.jpg").write_text("x")
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        Run(config(tmp_path, out=str(other), force=True))
+    assert (other / "cat.jpg").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(tmp_path: Path) -> None:
+    run = Run(config(tmp_path, method="full"))
+    with torch.no_grad():
+        run.model.norm.weight.fill_(1e38)
+    with pytest.raises(minitune.MinituneError, match="step 1: loss"):
+        list(run)
+    kept = json.loads((tmp_path / "run" / "bad_step.json").read_text())
+    assert kept["step"] == 1
+    assert len(kept["batches"][0]["ids"]) == 8
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_long_rows_stop_the_run_or_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"rows.jsonl line \d+ .*more than --max-length 80"):
+        Run(config(tmp_path, max_length=80))
+    run = Run(config(tmp_path, max_length=80, on_long="drop", out=str(tmp_path / "b")))
+    assert run.data.long_rows == 60 - len(run.data.train.rows) - len(run.data.val.rows) > 0
+    assert max(len(row.ids) for row in run.data.train.encoded) <= 80
+    with pytest.raises(DataError, match="no row is left"):
+        Run(config(tmp_path, max_length=5, on_long="drop", out=str(tmp_path / "c")))
+    with pytest.raises(ConfigError, match="more than the 512 positions"):
+        Run(config(tmp_path, max_length=513))
+
+
+def test_validation_from_its_own_file_is_checked_for_leaks(tmp_path: Path) -> None:
+    lines = ROWS.read_text(encoding="utf-8").splitlines(keepends=True)
+    own = tmp_path / "val.jsonl"
+    own.write_text("".join(lines[:2] + lines[900:905]), encoding="utf-8")
+    run = Run(config(tmp_path, val=str(own)))
+    assert len(run.data.val.rows) == 7
+    assert run.data.leaked_rows >= 2
+
+
+def test_an_adapter_finds_its_base_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Run(config(tmp_path, max_steps=1)).finish()
+    monkeypatch.chdir(tmp_path)
+    source = resolve("run/adapter")
+    assert source == resolve("run")
+    assert source.base == TINY
+    raw = json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())
+    (tmp_path / "run/adapter/adapter_config.json").write_text(json.dumps(raw | {"base_model_name_or_path": "gone"}))
+    with pytest.raises(minitune.MinituneError, match="its base model 'gone' is not there"):
+        resolve("run")
+
+
+def test_trained_weights_are_float32_under_bfloat16_compute(tmp_path: Path) -> None:
+    for method in ("lora", "full"):
+        run = Run(config(tmp_path, method=method, dtype="bfloat16", max_steps=1, out=str(tmp_path / method)))
+        run.finish()
+        assert {w.dtype for w in run.optimizer.parameters.values()} == {torch.float32}
+        assert run.model(torch.tensor([[1, 5]])).dtype == torch.bfloat16
+
+
+def test_a_cpu_without_fast_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for cost, dtype in ((100.0, torch.float32), (0.3, torch.bfloat16)):
+        monkeypatch.setattr("minitune.device._bfloat16_cost", lambda cost=cost: cost)
+        picked, why = pick_dtype("auto", cpu)
+        assert picked == dtype
+        assert "bfloat16 product takes" in why
+    assert pick_dtype("bfloat16", cpu) == (torch.bfloat16, "asked for")
+
+
+def test_a_result_is_one_json_document(tmp_path: Path) -> None:
+    result = Run(config(tmp_path, max_steps=1)).finish()
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(
+        json.dumps(dataclasses.asdict(result))
+    )
