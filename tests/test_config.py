@@ -1,14 +1,15 @@
 """Settings: a typo, a wrong type or a value out of range never starts a run."""
 
 import tomllib
+from typing import Any
 
 import pytest
 
 from minitune.config import ModelConfig, SFTConfig, from_mapping, to_toml
 from minitune.errors import ConfigError
 
-NEEDED = {"model": "m", "data": "d", "out": "o"}
-SHAPE = {
+NEEDED: dict[str, Any] = {"model": "m", "data": "d", "out": "o"}
+SHAPE: dict[str, Any] = {
     "vocab_size": 8, "hidden_size": 4, "intermediate_size": 8, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1,
     "head_dim": 2,
 }  # fmt: skip
@@ -40,7 +41,7 @@ def test_a_wrong_setting_is_told_by_name(values: dict, message: str) -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(ConfigError, match="run.toml: data, out must be given"):
+    with pytest.raises(ConfigError, match=r"run\.toml: data, out must be given"):
         from_mapping(SFTConfig, {"model": "m"}, "run.toml")
 
 
