@@ -1,7 +1,7 @@
-"""Model folders as published, in and out: ``config.json`` and ``model.safetensors``, every tensor accounted for.
+"""Model folders as published, in and out: configuration and tensors, with every one of them accounted for.
 
 Only safetensors are read: a pickle can run code, so it is never opened. A model is built without memory (on torch's
-meta device) and filled tensor by tensor from the memory-mapped file.
+meta device) and filled tensor by tensor from the memory-mapped files.
 """
 
 import json
@@ -12,52 +12,56 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minitune.config import ModelConfig
 from minitune.errors import CheckpointError, nearest
 from minitune.files import read_json, whole_folder, write_json
-from minitune.models.decoder import Decoder
-from minitune.models.families import model_config, raw_config, weight_names
+from minitune.models import LanguageModel, build
+from minitune.models.families import FAMILIES
+from minitune.models.published import (
+    Stored,
+    from_layout,
+    model_config,
+    raw_config,
+    stored_shape,
+    stored_tensors,
+    to_layout,
+)
 from minitune.ops import BUILTIN, Ops
+from minitune.storage import DTYPES, MAX_SHARD_BYTES, TensorFolder, is_finite, open_folder, write_tensors
 
-CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
-_PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
+CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """What became of every tensor of a file: proof that nothing was ignored or guessed."""
+    """What became of every tensor of a folder: proof that nothing was ignored or guessed."""
 
-    used: Mapping[str, str]
-    """Stored name -> our parameter."""
+    used: Mapping[str, tuple[str, ...]]
+    """Stored name -> our parameters that it fills."""
     shared: Mapping[str, str]
     """Parameter that has no tensor of its own -> the stored tensor it shares, and why."""
     recomputed: tuple[str, ...]
-    """Stored buffers that are not weights; they are computed from the configuration."""
+    """Stored buffers that are not weights; they follow from the configuration."""
     dtypes: Mapping[str, int]
     """Stored type -> number of parameters in it."""
 
     @property
     def dtype(self) -> torch.dtype:
         """The type that most parameters are stored in."""
-        return _TORCH_DTYPES[max(self.dtypes, key=lambda name: self.dtypes[name])]
+        return DTYPES[max(self.dtypes, key=lambda name: self.dtypes[name])]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A loaded model with where it came from."""
 
-    model: Decoder
+    model: LanguageModel
     folder: Path
     raw: Mapping[str, Any]
     """The parsed config.json."""
     certificate: Certificate
-
-
-_TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
@@ -82,51 +86,50 @@ def load_checkpoint(
     Raises CheckpointError, in one line, for anything but a complete, finite set of weights that fits config.json.
     """
     config, raw = read_config(folder)
-    with torch.device("meta"):
-        model = Decoder(config, ops, compute_dtype or dtype)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise CheckpointError(_no_weights(folder))
-    try:
-        with safe_open(path, framework="pt") as file:
-            certificate = _fill(model, file, path, torch.device(device), dtype)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); fetch it again") from None
+    if (compute_dtype or dtype) == torch.float16 and not FAMILIES[config.family].float16:
+        raise CheckpointError(
+            f"{folder}: activations of {config.family} models are known to overflow float16; use bfloat16 or float32"
+        )
+    with open_folder(folder) as tensors:
+        _check_layers(config, tensors)
+        model = _skeleton(config, ops, compute_dtype or dtype, folder)
+        certificate = _Filling(model, tensors, folder).fill(torch.device(device), dtype)
     model.stop_ids = _stop_ids(folder, raw, config.vocab_size)
     return Checkpoint(model=model, folder=folder, raw=raw, certificate=certificate)
 
 
+def published_tensors(model: LanguageModel, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Every tensor of the model under the family's name and in its layout, on the CPU, not necessarily copies.
+
+    The one canonical list that every writer takes; ``dtype`` is the stored type, each parameter's own by itself.
+    """
+    ours = dict(model.named_parameters())
+    return {stored.name: _published(stored, ours, model.config, dtype) for stored in stored_tensors(model.config, ours)}
+
+
 def save_checkpoint(
-    model: Decoder,
+    model: LanguageModel,
     folder: Path,
     *,
     source: Path | None = None,
     dtype: torch.dtype | None = None,
     tokenizer_files: tuple[Path, ...] = (),
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write a plain folder, whole or not at all: as ``source`` lays its tensors out, or as the family does.
+    """Write a plain folder, whole or not at all: with the names that ``source`` uses, or else the family's.
 
     ``dtype`` is the stored type (each parameter's own by itself). config.json, generation_config.json and the
     tokenizer's files go along. Raises CheckpointError where a weight is not finite.
     """
-    ours = dict(model.named_parameters())
-    names = {theirs: name for name, theirs in weight_names(model.config, list(ours)).items()}
+    tensors = published_tensors(model, dtype)
     metadata = {"format": "pt"}
     if source is not None:
-        stored, aliases, metadata = _layout(source / WEIGHTS)
-        owners = {theirs: _owner(theirs, names, aliases, model.config) for theirs in stored if not _recomputed(theirs)}
-        if None in owners.values():
-            raise CheckpointError(f"{source}: its tensors are not those of the model to be written")
-        names = {theirs: name for theirs, name in owners.items() if name is not None}
-    tensors = {}
-    for theirs, name in names.items():
-        # A copy, since two stored names may share one parameter and the format forbids shared memory.
-        tensor = ours[name].detach().to("cpu", dtype or ours[name].dtype, copy=True).contiguous()
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{folder}: {theirs} has values that are not finite; nothing was written")
-        tensors[theirs] = tensor
+        tensors, metadata = _as_in(source, tensors, model)
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise CheckpointError(f"{folder}: {name} has values that are not finite; nothing was written")
     with whole_folder(folder) as part:
-        save_file(tensors, part / WEIGHTS, metadata=metadata)
+        write_tensors(part, tensors, metadata, max_shard_bytes)
         if source is None:
             write_json(part / CONFIG, raw_config(model.config))
         else:
@@ -137,110 +140,160 @@ def save_checkpoint(
             shutil.copyfile(file, part / file.name)
 
 
-def _fill(model: Decoder, file: Any, path: Path, device: torch.device, dtype: torch.dtype) -> Certificate:
-    """Put every tensor of an open safetensors file into the model on the meta device."""
-    stored = list(file.keys())
-    aliases = _aliases(file.metadata() or {}, stored)
-    wanted = weight_names(model.config, [name for name, _ in model.named_parameters()])
-    owner = {theirs: name for name, theirs in wanted.items()}
-    used: dict[str, str] = {}
-    shared: dict[str, str] = {}
-    recomputed: list[str] = []
-    dtypes: dict[str, int] = {}
-    filled: dict[str, Tensor] = {}
-    for theirs in stored:
-        if _recomputed(theirs):
-            recomputed.append(theirs)
-            continue
-        name = _owner(theirs, owner, aliases, model.config)
-        if name is None:
-            raise CheckpointError(f"{path}: tensor {theirs!r} has no place in the model{nearest(theirs, owner)}")
-        tensor = _read(file, path, theirs, model.get_parameter(name).shape, dtypes)
-        tensor = tensor.to(device=device, dtype=dtype, copy=True)
-        if name in filled and not torch.equal(filled[name], tensor):
+def _skeleton(config: ModelConfig, ops: Ops, compute_dtype: torch.dtype, folder: Path) -> LanguageModel:
+    """The model without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            return build(config, ops, compute_dtype)
+    except (RuntimeError, OverflowError) as error:  # sizes whose product no tensor can have
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder / CONFIG}: asks for a model that cannot be built ({reason})") from None
+
+
+class _Filling:
+    """Put every tensor of an open folder into a model on the meta device, and keep the account."""
+
+    def __init__(self, model: LanguageModel, tensors: TensorFolder, folder: Path):
+        self.model, self.tensors, self.folder, self.config = model, tensors, folder, model.config
+        self.family = FAMILIES[model.config.family]
+        self.shapes = {name: weight.shape for name, weight in model.named_parameters()}
+        self.wanted = {stored.name: stored for stored in stored_tensors(self.config, self.shapes)}
+        self.filled: dict[str, Tensor] = {}
+        self.used: dict[str, tuple[str, ...]] = {}
+        self.dtypes: dict[str, int] = {}
+
+    def fill(self, device: torch.device, dtype: torch.dtype) -> Certificate:
+        recomputed = []
+        for name in self.tensors.names:
+            if name.endswith(self.family.recomputed):
+                recomputed.append(name)
+                continue
+            stored = self._place(name)
+            if stored is None:
+                hint = nearest(name, self.wanted)
+                raise CheckpointError(f"{self.folder}: tensor {name!r} has no place in the model{hint}")
+            self._take(name, stored, device, dtype)
+        shared = self._share()
+        missing = [stored.name for stored in self.wanted.values() if not set(stored.parts) <= set(self.filled)]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            hint = nearest(missing[0], self.tensors.names)
+            raise CheckpointError(f"{self.folder}: tensor {missing[0]!r}{more} is missing{hint}")
+        for name, tensor in self.filled.items():
+            parent, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), leaf, nn.Parameter(tensor))
+        self.model.tie()
+        return Certificate(used=self.used, shared=shared, recomputed=tuple(recomputed), dtypes=self.dtypes)
+
+    def _place(self, name: str) -> Stored | None:
+        """Where a stored tensor belongs: by its name, without the body's prefix, by an alias, or as the tied head."""
+        return place(name, self.wanted, self.tensors.aliases, self.config)
+
+    def _take(self, name: str, stored: Stored, device: torch.device, dtype: torch.dtype) -> None:
+        kind, shape = self.tensors.kind(name)
+        expected = stored_shape(stored, self.shapes, self.config)
+        if shape != expected:
+            raise CheckpointError(f"{self.folder}: tensor {name!r} has shape {shape}; config.json asks for {expected}")
+        if kind not in DTYPES:
             raise CheckpointError(
-                f"{path}: the configuration ties the head to the embedding, but {theirs!r} holds other values; "
-                'set "tie_word_embeddings": false in config.json if they are meant to differ'
+                f"{self.folder}: tensor {name!r} is stored as {kind}; supported are {', '.join(DTYPES)}"
             )
-        used[theirs] = name
-        filled.setdefault(name, tensor)
-    for name, theirs in wanted.items():
-        if name not in filled and aliases.get(theirs) in used:
-            filled[name] = filled[used[aliases[theirs]]].clone()
-            shared[name] = f"{aliases[theirs]} (named in the file's metadata)"
-        elif name in filled and theirs not in used:
-            shared[name] = f"{next(s for s, n in used.items() if n == name)} (tied)"
-    missing = [theirs for name, theirs in wanted.items() if name not in filled]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"{path}: tensor {missing[0]!r}{more} is missing{nearest(missing[0], stored)}")
-    for name, tensor in filled.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
-    model.tie()
-    if model.config.tie_embeddings:
-        shared.setdefault("head.weight", "embed.weight (tied)")
-    return Certificate(used=used, shared=shared, recomputed=tuple(recomputed), dtypes=dtypes)
+        tensor = from_layout(self.tensors.read(name), stored.layout, self.config)
+        parts = tensor.split([self.shapes[part][0] for part in stored.parts])
+        for part, piece in zip(stored.parts, parts, strict=True):
+            value = piece.to(device=device, dtype=dtype, copy=True).contiguous()
+            if part in self.filled and not torch.equal(self.filled[part], value):
+                raise CheckpointError(
+                    f"{self.folder}: the configuration ties the head to the embedding, but {name!r} holds other "
+                    'values; set "tie_word_embeddings": false in config.json if they are meant to differ'
+                )
+            self.filled.setdefault(part, value)
+        self.used[name] = stored.parts
+        self.dtypes[kind] = self.dtypes.get(kind, 0) + tensor.numel()
+
+    def _share(self) -> dict[str, str]:
+        """Fill what the file leaves out since another tensor holds the same values; say what shares with what."""
+        shared: dict[str, str] = {}
+        for stored in self.wanted.values():
+            kept = self.tensors.aliases.get(stored.name)
+            for part in stored.parts:
+                if part not in self.filled and kept in self.used and len(self.used[kept]) == 1:
+                    self.filled[part] = self.filled[self.used[kept][0]].clone()
+                    shared[part] = f"{kept} (named in the file's metadata)"
+                elif part in self.filled and stored.name not in self.used:
+                    holder = next(name for name, parts in self.used.items() if part in parts)
+                    if not stored.name.endswith(holder):
+                        shared[part] = f"{holder} (tied)"
+        if self.config.tie_embeddings:
+            shared["head.weight"] = "embed.weight (tied)"
+        return shared
 
 
-def _read(file: Any, path: Path, name: str, shape: torch.Size, dtypes: dict[str, int]) -> Tensor:
-    """One stored tensor, of the right shape, a supported type and finite."""
-    view = file.get_slice(name)
-    kind, got = view.get_dtype(), tuple(view.get_shape())
-    if got != tuple(shape):
-        raise CheckpointError(f"{path}: tensor {name!r} has shape {got}; config.json asks for {tuple(shape)}")
-    if kind not in _TORCH_DTYPES:
-        raise CheckpointError(f"{path}: tensor {name!r} is stored as {kind}; supported are {', '.join(_TORCH_DTYPES)}")
-    tensor = file.get_tensor(name)
-    if not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise CheckpointError(f"{path}: tensor {name!r} has {bad} values that are not finite (NaN or infinite)")
-    dtypes[kind] = dtypes.get(kind, 0) + tensor.numel()
-    return tensor
+def place(
+    name: str, wanted: Mapping[str, Stored], aliases: Mapping[str, str], config: ModelConfig
+) -> Stored | None:
+    """The published tensor that a stored ``name`` stands for, or None.
+
+    A file of the body alone leaves out the body's prefix; a tied head's tensor is the embedding.
+    """
+    family = FAMILIES[config.family]
+    for candidate in (name, family.body_prefix + name, *(other for other, kept in aliases.items() if kept == name)):
+        if candidate in wanted:
+            return wanted[candidate]
+    if config.tie_embeddings and name == f"{family.outer['head']}.weight":
+        return wanted[f"{family.outer['embed']}.weight"]
+    return None
 
 
-def _owner(theirs: str, owner: Mapping[str, str], aliases: Mapping[str, str], config: ModelConfig) -> str | None:
-    """Our parameter for a stored name; a tied head's tensor belongs to the embedding."""
-    if theirs in owner:
-        return owner[theirs]
-    for other, kept in aliases.items():
-        if kept == theirs and other in owner:
-            return owner[other]
-    head = weight_names(config, ["head.weight"])["head.weight"]
-    return "embed.weight" if config.tie_embeddings and theirs == head else None
+def _published(
+    stored: Stored, ours: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype | None
+) -> Tensor:
+    parts = [ours[name].detach().to("cpu", dtype or ours[name].dtype) for name in stored.parts]
+    joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return to_layout(joined, stored.layout, config).contiguous()
 
 
-def _layout(path: Path) -> tuple[list[str], dict[str, str], dict[str, str]]:
-    """Stored names, aliases and metadata of a safetensors file."""
-    with safe_open(path, framework="pt") as file:
-        stored, metadata = list(file.keys()), dict(file.metadata() or {})
-    return stored, _aliases(metadata, stored), metadata
+def _as_in(
+    source: Path, tensors: Mapping[str, Tensor], model: LanguageModel
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The same tensors under the names that the folder ``source`` stores, and its metadata."""
+    wanted = {stored.name: stored for stored in stored_tensors(model.config, dict(model.named_parameters()))}
+    with open_folder(source) as stored:
+        named: dict[str, Tensor] = {}
+        for name in stored.names:
+            if name.endswith(FAMILIES[model.config.family].recomputed):
+                continue
+            found = place(name, wanted, stored.aliases, model.config)
+            if found is None:
+                raise CheckpointError(f"{source}: its tensors are not those of the model to be written")
+            # Two stored names may share one parameter, and the format forbids shared memory.
+            taken = any(tensors[found.name] is tensor for tensor in named.values())
+            named[name] = tensors[found.name].clone() if taken else tensors[found.name]
+        return named, dict(stored.metadata)
 
 
-def _aliases(metadata: Mapping[str, str], stored: list[str]) -> dict[str, str]:
-    """Tensors that were left out since another holds the same values: metadata ``{left out: kept}``."""
-    return {name: kept for name, kept in metadata.items() if kept in stored and name not in stored}
-
-
-def _recomputed(name: str) -> bool:
-    """Older files carry the rotary frequencies, which follow from config.json."""
-    return name.endswith("rotary_emb.inv_freq")
-
-
-def _no_weights(folder: Path) -> str:
-    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
-    if pickles:
-        return (
-            f"{folder}: its weights are a pickle ({pickles[0]}); a pickle can run code and is never opened; "
-            "get the safetensors of this model, or convert it where you trust it"
+def _check_layers(config: ModelConfig, tensors: TensorFolder) -> None:
+    """Before anything is built: a damaged number of layers is told from the names, not by building them."""
+    prefix, suffix = FAMILIES[config.family].block_prefix.split("%d")
+    prefixes = (prefix, prefix.removeprefix(FAMILIES[config.family].body_prefix))
+    layers = set()
+    for name in tensors.names:
+        for start in prefixes:
+            number, dot, _ = name.removeprefix(start).partition(suffix)
+            if name.startswith(start) and dot and number.isdecimal() and len(number) < 6:
+                layers.add(int(number))
+    if len(layers) != config.num_layers:
+        raise CheckpointError(
+            f"{tensors.paths[0].parent}: config.json asks for {config.num_layers} layers; the weights hold "
+            f"{len(layers)} of them"
         )
-    if (folder / f"{WEIGHTS}.index.json").is_file():
-        return f"{folder}: its weights are in several files, which this version does not read yet"
-    return f"{folder}: {WEIGHTS} is missing"
 
 
 def _stop_ids(folder: Path, raw: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """All ids that end a generation: ``eos_token_id`` of both files, each a number, a list or nothing."""
+    """All ids that end a generation: ``eos_token_id`` of both files, each a number, a list or nothing.
+
+    generation_config.json has the whole list of a chat model, config.json often just the end of text.
+    """
     sources = {CONFIG: raw}
     if (folder / GENERATION).is_file():
         sources[GENERATION] = read_json(folder / GENERATION, CheckpointError)
@@ -248,8 +301,8 @@ def _stop_ids(folder: Path, raw: Mapping[str, Any], vocab_size: int) -> tuple[in
     for name, values in sources.items():
         value = values.get("eos_token_id")
         for item in value if isinstance(value, list) else [] if value is None else [value]:
-            if type(item) is not int or not 0 <= item < vocab_size:
-                where = folder / name
-                raise CheckpointError(f"{where}: eos_token_id {json.dumps(item)} is not an id of the vocabulary")
-            ids[item] = None
+            if type(item) is not int or item < 0:
+                raise CheckpointError(f"{folder / name}: eos_token_id {json.dumps(item)} is not a token id")
+            if item < vocab_size:  # an id that the model cannot produce ends nothing
+                ids[item] = None
     return tuple(ids)

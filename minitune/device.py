@@ -11,7 +11,7 @@ from minitune.ops import BUILTIN, REFERENCE, Ops
 
 # bfloat16 halves the digits; it has to halve the time as well to be taken unasked.
 WORTH_IT = 0.5
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str) -> tuple[torch.device, str]:
@@ -28,7 +28,7 @@ def pick_device(name: str) -> tuple[torch.device, str]:
 
 
 def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The compute type for ``auto``, ``float32`` or ``bfloat16`` on ``device``, and why.
+    """The compute type for ``auto``, ``float32``, ``bfloat16`` or ``float16`` on ``device``, and why.
 
     A GPU that has bfloat16 gets it. On a CPU it is measured: many multiply bfloat16 in software, a hundred times
     slower than float32.

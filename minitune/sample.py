@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from minitune.errors import ConfigError
+from minitune.models import LanguageModel
 from minitune.models.cache import KVCache
-from minitune.models.decoder import Decoder
 from minitune.tokenizer import Tokenizer
 
 Finish = Literal["stop", "length", "context"]
@@ -43,7 +43,7 @@ def choose(logits: Tensor, temperature: float, generator: torch.Generator) -> in
 
 @torch.inference_mode()
 def generate_ids(
-    model: Decoder,
+    model: LanguageModel,
     prompt: Sequence[int],
     *,
     max_tokens: int,
@@ -88,7 +88,7 @@ def generate_ids(
 
 
 def generate(
-    model: Decoder,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
     *,

@@ -16,10 +16,10 @@ from torch import Tensor
 from minitune.data.batch import Batch
 from minitune.device import peak_memory_bytes
 from minitune.errors import TrainingError
-from minitune.models.decoder import Decoder
+from minitune.models import LanguageModel
 from minitune.optim import AdamW, clip_gradients
 
-Objective = Callable[[Decoder, Batch], tuple[Tensor, Tensor]]
+Objective = Callable[[LanguageModel, Batch], tuple[Tensor, Tensor]]
 """``(model, batch) -> (loss_sum, denominator)``"""
 
 
@@ -59,14 +59,14 @@ class NonFinite(TrainingError):
         self.step, self.batches = step, batches
 
 
-def next_token_loss(model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
+def next_token_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """The objective of fine-tuning: cross-entropy of every trained next token."""
     hidden = model(batch.ids, plan=batch.plan)  # (B, T, C)
     return model.loss(hidden, batch.targets, token_weight=batch.token_weight)
 
 
 def train(
-    model: Decoder,
+    model: LanguageModel,
     optimizer: AdamW,
     steps: Iterable[Sequence[Batch]],
     *,
@@ -106,7 +106,7 @@ def train(
         )
 
 
-def accumulate(model: Decoder, batches: Sequence[Batch], objective: Objective = next_token_loss) -> float:
+def accumulate(model: LanguageModel, batches: Sequence[Batch], objective: Objective = next_token_loss) -> float:
     """Add the gradient of the step's mean loss to ``.grad`` and return that loss.
 
     The mean is over the trained tokens of all micro-batches. Raises TrainingError where there is none; a single
@@ -124,7 +124,7 @@ def accumulate(model: Decoder, batches: Sequence[Batch], objective: Objective = 
 
 
 @torch.no_grad()
-def evaluate(model: Decoder, batches: Iterable[Batch], objective: Objective = next_token_loss) -> Validation:
+def evaluate(model: LanguageModel, batches: Iterable[Batch], objective: Objective = next_token_loss) -> Validation:
     """Total loss and total tokens over ``batches``, without dropout."""
     was_training = model.training
     model.eval()

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from minitune.errors import CheckpointError, ConfigError, nearest
 from minitune.files import read_json, whole_folder, write_json
-from minitune.models.decoder import Decoder
-from minitune.models.families import module_names
+from minitune.models import LanguageModel
 from minitune.models.linear import Linear
+from minitune.models.published import from_layout, published_module, to_layout
+from minitune.storage import is_finite
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ALL_LINEAR = "all-linear"
@@ -59,14 +60,14 @@ class LoRALinear(nn.Module):
         return self.base(x) + self.scale * z
 
 
-def add_lora(model: Decoder, config: LoRAConfig, *, seed: int = 0) -> list[str]:
+def add_lora(model: LanguageModel, config: LoRAConfig, *, seed: int = 0) -> list[str]:
     """Freeze ``model``, put LoRA beside its target layers, and return their names.
 
     Every linear layer of the blocks is meant by ``all-linear``; the head is not. A depends on ``seed`` and the layer's
     name only. Raises ConfigError where a target names no layer.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
-    chosen = _targets(layers, config.targets)
+    chosen = _targets(model, list(layers), config.targets)
     model.requires_grad_(False)
     for name in chosen:
         lora = LoRALinear(layers[name], config)
@@ -80,16 +81,19 @@ def add_lora(model: Decoder, config: LoRAConfig, *, seed: int = 0) -> list[str]:
     return chosen
 
 
-def save_adapter(model: Decoder, folder: Path, config: LoRAConfig, *, base: str) -> None:
+def save_adapter(model: LanguageModel, folder: Path, config: LoRAConfig, *, base: str) -> None:
     """Write the adapter in PEFT's layout, whole or not at all; ``base`` is the model it belongs to."""
-    published = module_names(model.config)
+    adapted = _adapters(model)
+    published = {name: published_module(model.config, name) for name in adapted}
     tensors: dict[str, Tensor] = {}
-    for name, lora in _adapters(model).items():
-        for leaf, weight in (("lora_A", lora.lora_A), ("lora_B", lora.lora_B)):
-            tensor = weight.detach().to("cpu", copy=True).contiguous()
-            if not torch.isfinite(tensor).all():
+    for name, lora in adapted.items():
+        theirs, layout = published[name]
+        # The rows of B are the rows of the base; the base's own transposition does not concern an adapter.
+        rows = layout if layout == "by_head" else "plain"
+        for leaf, weight in (("lora_A", lora.lora_A), ("lora_B", to_layout(lora.lora_B, rows, model.config))):
+            if not is_finite(weight.detach()):
                 raise CheckpointError(f"{folder}: {leaf} of {name} has values that are not finite; nothing was written")
-            tensors[f"{_PREFIX}{published[name]}.{leaf}.weight"] = tensor
+            tensors[f"{_PREFIX}{theirs}.{leaf}.weight"] = weight.detach().to("cpu", copy=True).contiguous()
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -97,9 +101,9 @@ def save_adapter(model: Decoder, folder: Path, config: LoRAConfig, *, base: str)
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": sorted({name.rpartition(".")[2] for name in _adapters(model)}),
+        "target_modules": _target_modules(model),
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(layout == "transposed" for _, layout in published.values()),
         "inference_mode": True,
         "init_lora_weights": True,
         "use_rslora": False,
@@ -111,7 +115,7 @@ def save_adapter(model: Decoder, folder: Path, config: LoRAConfig, *, base: str)
         write_json(part / ADAPTER_CONFIG, settings)
 
 
-def load_adapter(model: Decoder, folder: Path) -> LoRAConfig:
+def load_adapter(model: LanguageModel, folder: Path) -> LoRAConfig:
     """Put the adapter in ``folder`` beside the layers of its base ``model``.
 
     Raises CheckpointError where a setting is not supported, a tensor has no layer, or a layer has no tensor.
@@ -129,22 +133,23 @@ def load_adapter(model: Decoder, folder: Path) -> LoRAConfig:
         chosen = add_lora(model, config)
     except ConfigError as error:
         raise CheckpointError(f"{folder / ADAPTER_CONFIG}: {error}") from None
-    published = module_names(model.config)
     for name in chosen:
         lora = model.get_submodule(name)
         assert isinstance(lora, LoRALinear)
+        theirs, layout = published_module(model.config, name)
         for leaf, weight in (("lora_A", lora.lora_A), ("lora_B", lora.lora_B)):
-            stored = f"{_PREFIX}{published[name]}.{leaf}.weight"
+            stored = f"{_PREFIX}{theirs}.{leaf}.weight"
             tensor = tensors.pop(stored, None)
             if tensor is None:
                 raise CheckpointError(f"{path}: tensor {stored!r} is missing{nearest(stored, tensors)}")
             if tensor.shape != weight.shape:
                 got, want = tuple(tensor.shape), tuple(weight.shape)
                 raise CheckpointError(f"{path}: {stored} has shape {got}, but this base asks for {want}")
-            if not torch.isfinite(tensor).all():
+            if not is_finite(tensor):
                 raise CheckpointError(f"{path}: {stored} has values that are not finite")
+            by_head = layout == "by_head" and leaf == "lora_B"
             with torch.no_grad():
-                weight.copy_(tensor)
+                weight.copy_(from_layout(tensor, "by_head", model.config) if by_head else tensor)
     if tensors:
         raise CheckpointError(f"{path}: {len(tensors)} tensors have no layer in this base, such as {min(tensors)!r}")
     return config
@@ -162,12 +167,13 @@ def _adapters(model: nn.Module) -> dict[str, LoRALinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
-def _targets(layers: dict[str, Linear], targets: Sequence[str]) -> list[str]:
-    """Names of the layers that ``targets`` mean, in the order of the data."""
+def _targets(model: LanguageModel, layers: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """Names of the layers that ``targets`` mean, by our name or the published one, in the order of the data."""
+    names = {name: (name, published_module(model.config, name)[0]) for name in layers}
     in_blocks = [name for name in layers if name.startswith("blocks.")]
     chosen: set[str] = set()
     for target in targets:
-        match = in_blocks if target == ALL_LINEAR else [n for n in layers if n == target or n.endswith("." + target)]
+        match = in_blocks if target == ALL_LINEAR else [n for n in layers if _ends_with(target, *names[n])]
         if not match:
             known = sorted({name.rpartition(".")[2] for name in in_blocks})
             raise ConfigError(
@@ -179,6 +185,23 @@ def _targets(layers: dict[str, Linear], targets: Sequence[str]) -> list[str]:
     return [name for name in layers if name in chosen]
 
 
+def _ends_with(target: str, *names: str) -> bool:
+    return any(name == target or name.endswith("." + target) for name in names)
+
+
+def _target_modules(model: LanguageModel) -> list[str]:
+    """What PEFT must be told to find the same layers: their last names, or the last two where one alone means more."""
+    adapted = {published_module(model.config, name)[0] for name in _adapters(model)}
+    linear = [name for name, module in model.named_modules() if isinstance(module, Linear) and name != "head"]
+    every = {published_module(model.config, name.removesuffix(".base"))[0] for name in linear}
+    found = set()
+    for name in adapted:
+        last = name.rpartition(".")[2]
+        alone = {other for other in every if other.endswith("." + last)} <= adapted
+        found.add(last if alone else ".".join(name.split(".")[-2:]))
+    return sorted(found)
+
+
 def _read_settings(folder: Path) -> LoRAConfig:
     """The settings of a PEFT folder; anything that would change the mathematics and is not built is refused by name."""
     path = folder / ADAPTER_CONFIG
@@ -186,7 +209,7 @@ def _read_settings(folder: Path) -> LoRAConfig:
     if raw.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type is {raw.get('peft_type')!r}; this version reads 'LORA'")
     harmless: dict[str, tuple[Any, ...]] = {"bias": ("none", None), "lora_bias": (False, None)}
-    for key in ("use_rslora", "use_dora", "fan_in_fan_out", "use_qalora", "modules_to_save", "layers_to_transform",
+    for key in ("use_rslora", "use_dora", "use_qalora", "modules_to_save", "layers_to_transform",
                 "rank_pattern", "alpha_pattern", "layer_replication", "trainable_token_indices", "target_parameters",
                 "exclude_modules", "layers_pattern", "alora_invocation_tokens", "megatron_config"):  # fmt: skip
         harmless[key] = (None, False, {}, [])

@@ -30,7 +30,7 @@ class Generate:
     """How --chat renders it."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes a GPU when there is one."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Compute type; auto takes what this device is fast in."""
     ops: Literal["auto", "builtin", "reference"] = "auto"
     """Implementation of the mathematics."""

@@ -42,7 +42,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("family", facts["family"]),
         ("parameters", f"{facts['parameters']:,}  (stored as {stored})"),
         ("shape", ", ".join(f"{name} {value}" for name, value in shape.items())),
-        ("tokenizer", f"{facts['tokenizer']}, {facts['vocab_size']:,} ids"),
+        ("tokenizer", facts["tokenizer"] + (f", {facts['vocab_size']:,} ids" if facts["vocab_size"] else "")),
         ("start, stop", f"bos {facts['bos_id']}, stop ids {facts['stop_ids']}"),
         ("chat template", facts["template"]),
         (

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from minitune.adapters.lora import LoRAConfig, add_lora, load_adapter
-from minitune.checkpoint import load_checkpoint
+from minitune.checkpoint import Checkpoint, load_checkpoint
+from minitune.errors import TokenizerError
 from minitune.jobs.load import inference_bytes, resolve, tokenizer_of
 
 # Weight, gradient and two moments, four bytes each.
@@ -23,7 +24,7 @@ class Facts:
     parameters: int
     dtypes: dict[str, int]
     tokenizer: str
-    vocab_size: int
+    vocab_size: int | None
     bos_id: int | None
     stop_ids: tuple[int, ...]
     template: str
@@ -38,7 +39,7 @@ def describe(name: str) -> Facts:
     source = resolve(name)
     checkpoint = load_checkpoint(source.base)
     model, proof = checkpoint.model, checkpoint.certificate
-    tokenizer = tokenizer_of(checkpoint)
+    kind, ids, bos = _tokenizer(checkpoint)
     config = model.config
     parameters = sum(w.numel() for w in model.parameters())
     run_bytes = inference_bytes(model, torch.float32)
@@ -48,7 +49,7 @@ def describe(name: str) -> Facts:
         lora = LoRAConfig()
         add_lora(model, lora)
     added = sum(w.numel() for w in model.parameters() if w.requires_grad)
-    kind = f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}, {added:,} parameters"
+    adapted = f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}, {added:,} parameters"
     return Facts(
         folder=str(source.base),
         family=str(checkpoint.raw.get("model_type")),
@@ -65,17 +66,26 @@ def describe(name: str) -> Facts:
         },
         parameters=parameters,
         dtypes=dict(proof.dtypes),
-        tokenizer=type(tokenizer).__name__,
-        vocab_size=tokenizer.vocab_size,
-        bos_id=tokenizer.bos_id,
+        tokenizer=kind,
+        vocab_size=ids,
+        bos_id=bos,
         stop_ids=model.stop_ids,
         template="alpaca (this version's only one)",
         tensors={"used": len(proof.used), "recomputed": len(proof.recomputed)},
         shared=dict(proof.shared),
-        adapter=f"{source.adapter} ({kind})" if source.adapter else None,
+        adapter=f"{source.adapter} ({adapted})" if source.adapter else None,
         memory_bytes={
             "run": run_bytes,
             "LoRA-tune": parameters * 4 + added * TRAINED_BYTES,
             "fully tune": parameters * TRAINED_BYTES,
         },
     )
+
+
+def _tokenizer(checkpoint: Checkpoint) -> tuple[str, int | None, int | None]:
+    """Kind, number of ids and start id; the reason in place of the kind where the folder's tokenizer cannot be read."""
+    try:
+        tokenizer = tokenizer_of(checkpoint)
+    except TokenizerError as error:
+        return f"none that can be used ({error})", None, None
+    return type(tokenizer).__name__, tokenizer.vocab_size, tokenizer.bos_id

@@ -9,7 +9,7 @@ from minitune.adapters.lora import ADAPTER_CONFIG, base_of, load_adapter
 from minitune.checkpoint import CONFIG, Checkpoint, load_checkpoint
 from minitune.device import pick_device, pick_dtype, pick_ops
 from minitune.errors import CheckpointError
-from minitune.models.decoder import Decoder
+from minitune.models import LanguageModel
 from minitune.tokenizer import Tokenizer, load_tokenizer
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
@@ -49,7 +49,7 @@ def resolve(name: str | Path) -> Source:
 
 def load(
     name: str | Path, *, device: str = "auto", dtype: str = "auto", ops: str = "auto"
-) -> tuple[Decoder, Tokenizer]:
+) -> tuple[LanguageModel, Tokenizer]:
     """Load ``(model, tokenizer)`` for inference: weights and compute in ``dtype``, adapters in place, dropout off.
 
     ``name`` is a model folder as published, an adapter folder, a run folder, or ``tiny``. Raises CheckpointError or
@@ -80,7 +80,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def inference_bytes(model: Decoder, dtype: torch.dtype) -> int:
+def inference_bytes(model: LanguageModel, dtype: torch.dtype) -> int:
     """Bytes of the weights and of a full cache for one row, in ``dtype``."""
     config = model.config
     cache = 2 * config.num_layers * config.max_positions * config.num_kv_heads * config.head_dim

@@ -19,7 +19,7 @@ import torch
 import minitune
 from minitune.adapters.lora import LoRAConfig, add_lora, save_adapter
 from minitune.chat import TEMPLATES, render
-from minitune.checkpoint import WEIGHTS, load_checkpoint, save_checkpoint
+from minitune.checkpoint import load_checkpoint, save_checkpoint
 from minitune.config import SFTConfig, to_toml
 from minitune.data.batch import Batch, pad_rows, step_rows
 from minitune.data.formats import Row
@@ -31,6 +31,7 @@ from minitune.jobs.load import Source, resolve, tokenizer_of
 from minitune.optim import AdamW, learning_rate, warmup_steps
 from minitune.plot import draw_loss
 from minitune.sample import generate
+from minitune.storage import weight_files
 from minitune.train import NonFinite, StepReport, Validation, evaluate, train
 
 SAMPLES, SAMPLE_TOKENS = 2, 64
@@ -233,7 +234,7 @@ class Run:
             "python": sys.version.split()[0],
             "torch": torch.__version__,
             "data": {str(file): sha256(file) for file in files},
-            "weights": sha256(source.base / WEIGHTS),
+            "weights": {file.name: sha256(file) for file in weight_files(source.base)[0]},
             "tokenizer": self.tokenizer.fingerprint,
             "template": {"name": self.config.template, "sha256": TEMPLATES[self.config.template].fingerprint},
             "code": _code_fingerprint(),

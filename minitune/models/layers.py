@@ -4,27 +4,75 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minitune.ops import Ops
+from minitune.config import ModelConfig
+from minitune.ops import Ops, pick_frequencies, rope_frequencies, rope_tables
 
 
 class Embedding(nn.Module):
-    """A row of ``weight (V, C)`` for each id, rounded to the compute type."""
+    """A row of ``weight (V, C)`` for each id, rounded to the compute type, times a factor rounded to it too."""
 
-    def __init__(self, vocab_size: int, channels: int):
+    def __init__(self, vocab_size: int, channels: int, scale: float = 1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, channels))
+        self.scale = scale
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        return F.embedding(ids, self.weight).to(dtype)
+        x = F.embedding(ids, self.weight).to(dtype)
+        return x if self.scale == 1.0 else x * torch.tensor(self.scale, dtype=dtype)
 
 
 class RMSNorm(nn.Module):
-    """``ops.rms_norm`` with its weight ``(C,)``."""
+    """``ops.rms_norm`` with its weight ``(channels,)``, in the order of rounding that the family has."""
 
-    def __init__(self, channels: int, eps: float, ops: Ops):
+    def __init__(self, channels: int, config: ModelConfig, ops: Ops):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels))
-        self.eps, self.ops = eps, ops
+        self.config, self.ops = config, ops
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ops.rms_norm(x, self.weight, eps=self.eps)
+        return self.ops.rms_norm(
+            x,
+            self.weight,
+            eps=self.config.norm_eps,
+            offset=self.config.norm_offset,
+            scale_in_fp32=self.config.norm_scale_in_fp32,
+        )
+
+
+class LayerNorm(nn.Module):
+    """``ops.layer_norm`` with its weight and bias ``(channels,)``."""
+
+    def __init__(self, channels: int, config: ModelConfig, ops: Ops):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.eps, self.ops = config.norm_eps, ops
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+class Rotary:
+    """The rotary tables of a model: not a module, since it has no weight and must not follow the weights' type."""
+
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype):
+        scaling = config.rope_scaling
+        self.scaling, self.dtype = scaling, compute_dtype
+
+        def frequencies(length: int) -> Tensor:
+            return rope_frequencies(
+                config.rope_channels, config.rope_theta, scaling=scaling, length=length, device="cpu"
+            )
+
+        self.short = frequencies(0)
+        # longrope has other frequencies for a batch with a text beyond the positions of the pretraining.
+        self.long = frequencies(2**31) if scaling and scaling.kind == "longrope" else None
+        self.factor = scaling.table_factor if scaling else 1.0
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """``cos, sin (B, T, pairs)`` for ``positions (B, T)``."""
+        if self.long is None or self.scaling is None:
+            return rope_tables(positions, self.short, self.dtype, self.factor)
+        above = self.scaling.original_max_positions or 0
+        inv_freq = pick_frequencies(positions, self.short, self.long, self.dtype, above=above)
+        return rope_tables(positions, inv_freq, self.dtype, self.factor)

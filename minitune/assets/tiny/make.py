@@ -12,7 +12,7 @@ from minitune.checkpoint import save_checkpoint
 from minitune.config import ModelConfig
 from minitune.data.world import instructions, write_instructions
 from minitune.files import write_json
-from minitune.models.decoder import Decoder
+from minitune.models import LanguageModel, build
 
 HERE = Path(__file__).parent
 SHAPE = ModelConfig(
@@ -56,12 +56,12 @@ def main() -> None:
         minloglevel=2,
     )
     (HERE / "tokenizer.vocab").unlink()
-    model = Decoder(SHAPE)
+    model = build(SHAPE)
     model.initialize(seed=0, std=0.08)
     write_folder(model)
 
 
-def write_folder(model: Decoder) -> None:
+def write_folder(model: LanguageModel) -> None:
     """Put the weights and both configurations beside the tokenizer."""
     built = HERE / "built"
     save_checkpoint(model, built)

@@ -1,0 +1,81 @@
+"""What every decoder of the house is, whatever its blocks are made of."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from minitune.config import ModelConfig
+from minitune.models.cache import KVCache
+from minitune.models.layers import Embedding
+from minitune.models.linear import Linear
+from minitune.ops import AttentionPlan, Ops, rows_plan
+
+
+class LanguageModel(nn.Module, ABC):
+    """A decoder: ``model(ids) -> hidden (B, T, C)``; ``model.logits(hidden) -> (B, T, V)``.
+
+    A form of decoder (models/decoder.py, models/gpt.py) brings its blocks and ``hidden``; the embedding, the head and
+    the loss stand here. An encoder-decoder will be another form, with an encoder's output beside ``ids``.
+    """
+
+    blocks: nn.ModuleList
+    norm: nn.Module
+
+    def __init__(self, config: ModelConfig, ops: Ops, compute_dtype: torch.dtype):
+        super().__init__()
+        self.config, self.ops, self.compute_dtype = config, ops, compute_dtype
+        self.stop_ids: tuple[int, ...] = ()  # ids that end a generation, as the model's folder says
+        self.embed = Embedding(config.vocab_size, config.hidden_size, config.embed_scale)
+        self.head = Linear(config.hidden_size, config.vocab_size)
+        self.tie()
+
+    def forward(self, ids: Tensor, *, plan: AttentionPlan | None = None, cache: KVCache | None = None) -> Tensor:
+        """Hidden states ``(B, T, C)`` of ``ids (B, T)``.
+
+        Without a plan each row is one document from position 0, or goes on behind what the cache holds. The caller
+        advances the cache.
+        """
+        if plan is None:
+            plan = rows_plan(*ids.shape, ids.device) if cache is None else cache.plan(ids.shape[1])
+        return self.hidden(ids, plan, cache)
+
+    @abstractmethod
+    def hidden(self, ids: Tensor, plan: AttentionPlan, cache: KVCache | None) -> Tensor:
+        """The form's own way from ``ids (B, T)`` to ``(B, T, C)``."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token ``(..., V)`` for ``hidden (..., C)``, capped where the model caps them."""
+        z = self.head(hidden)
+        cap = self.config.logit_softcap
+        return z if cap is None else cap * torch.tanh(z / cap)
+
+    def loss(self, hidden: Tensor, targets: Tensor, *, token_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``(loss_sum, denominator)`` of ``hidden (B, T, C)`` against ``targets (B, T)``, without ``(N, V)`` logits."""
+        return self.ops.linear_cross_entropy(
+            hidden.flatten(0, -2),
+            self.head.dequantize(),
+            targets.flatten(),
+            bias=self.head.bias,
+            token_weight=None if token_weight is None else token_weight.flatten(),
+            softcap=self.config.logit_softcap,
+        )
+
+    def tie(self) -> None:
+        """Make the head the embedding where the configuration says so (again, after weights were replaced)."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    @torch.no_grad()
+    def initialize(self, seed: int, std: float = 0.02) -> None:
+        """Fill with fresh weights: normal(0, std), with the two projections that end in the residual stream scaled
+        by 1 / sqrt(2 L), so that its variance does not grow with depth (Radford et al., GPT-2, section 2.3); norms 1,
+        biases 0. The same on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self.named_parameters():
+            if weight.ndim == 1:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0 - self.config.norm_offset)
+                continue
+            scale = 1.0 / math.sqrt(2 * self.config.num_layers) if "o_proj" in name or "down_proj" in name else 1.0
+            weight.copy_(torch.randn(weight.shape, generator=generator) * (std * scale))

@@ -1,0 +1,99 @@
+"""Every family against the reference library, there and back, on tiny random models with every flag on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bench.parity import CASES, Case, compare, reference_model, relative
+from minitune.checkpoint import load_checkpoint, read_config, save_checkpoint
+from minitune.models import build
+from minitune.models.families import FAMILIES
+from minitune.models.published import _WINDOW_KEYS, model_config, raw_config
+from minitune.ops import REFERENCE
+
+SHAPE = {"vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"}
+
+pytestmark = [
+    # The reference warns of ids outside a tiny vocabulary and of unusual rope factors; both are meant here.
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_logits_gradients_and_cache_are_the_references(case: Case, tmp_path: Path) -> None:
+    distance = compare(case, tmp_path)
+    assert distance.ok, distance
+    distance = compare(case, tmp_path, REFERENCE)
+    assert distance.ok, distance
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_written_back_it_is_byte_equal_and_the_reference_reads_it(case: Case, tmp_path: Path) -> None:
+    import transformers
+
+    reference = reference_model(case)
+    reference.save_pretrained(tmp_path / "theirs")
+    model = load_checkpoint(tmp_path / "theirs").model
+    ids = torch.arange(20)[None] % case.settings["vocab_size"]
+    stored = load_file(tmp_path / "theirs" / "model.safetensors")
+    for name, source in (("same layout", tmp_path / "theirs"), ("from the configuration alone", None)):
+        out = tmp_path / name
+        # Small shards, so that the index is on the way too.
+        save_checkpoint(model, out, source=source, max_shard_bytes=20_000)
+        assert len(list(out.glob("model-*.safetensors"))) > 1
+        written = {k: v for file in out.glob("*.safetensors") for k, v in load_file(file).items()}
+        assert set(written) == set(stored)
+        for key, tensor in stored.items():
+            assert tensor.dtype == written[key].dtype
+            assert torch.equal(tensor, written[key]), key
+        again = transformers.AutoModelForCausalLM.from_pretrained(out, attn_implementation="eager").eval()
+        with torch.no_grad():
+            assert relative(again(ids).logits, reference(ids).logits) == 0.0
+            assert relative(load_checkpoint(out).model.logits(load_checkpoint(out).model(ids)), again(ids).logits) < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_both_dialects_mean_the_same(case: Case, tmp_path: Path) -> None:
+    """Published files say ``rope_theta`` and ``rope_scaling`` flat; newer ones nest them in ``rope_parameters``."""
+    reference_model(case).config.save_pretrained(tmp_path)
+    config, raw = read_config(tmp_path)
+    assert model_config(raw_config(config), "x") == config
+    nested = raw.pop("rope_parameters", None)
+    if nested is not None:
+        flat = dict(raw)
+        flat["rotary_emb_base" if case.family == "gpt_neox" else "rope_theta"] = nested.pop("rope_theta")
+        if "partial_rotary_factor" in nested:
+            flat["rotary_pct"] = nested.pop("partial_rotary_factor")
+        if nested.pop("rope_type") != "default":
+            scaling = dict(raw_config(config)["rope_parameters"])
+            scaling["type"] = scaling.pop("rope_type")
+            flat["rope_scaling"] = {k: v for k, v in scaling.items() if k != "rope_theta"}
+        assert model_config(flat, "x") == config
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_missing_keys_take_the_familys_own_defaults(family: str) -> None:
+    """A key that a file leaves out means what the family's own class assumes, not one default for all."""
+    import transformers
+
+    full = transformers.AutoConfig.for_model(family).to_dict()
+    entry = FAMILIES[family]
+    shape = {key: full[key] for key, ours in entry.keys.items() if ours in SHAPE and full.get(key) is not None}
+    understood = {*entry.keys, entry.activation, *entry.defaults, *_WINDOW_KEYS[entry.windows], "rope_parameters"}
+    said = {key: value for key, value in full.items() if key in understood}
+    assert model_config({"model_type": family} | shape, "x") == model_config({"model_type": family} | said, "x")
+
+
+def test_the_head_and_what_lies_on_the_way_are_initialised() -> None:
+    """A fresh model of every family has finite weights and a loss near that of guessing."""
+    for case in CASES:
+        config = model_config(reference_model(case).config.to_dict() | {"dtype": None}, case.name)
+        model = build(config)
+        model.initialize(seed=0)
+        ids = torch.randint(0, config.vocab_size, (4, 16), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            loss, count = model.loss(model(ids), ids)
+        assert abs(float(loss / count) - torch.log(torch.tensor(config.vocab_size)).item()) < 0.3, case.name
