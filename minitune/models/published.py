@@ -98,10 +98,12 @@ def raw_config(config: ModelConfig) -> dict[str, Any]:
     raw: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
     for key, fields in family.keys.items():
         raw[key] = getattr(config, fields if isinstance(fields, str) else fields[0])
+    usual = family.defaults[family.activation]
     written = {value: key for key, value in reversed(_ACTIVATIONS.items())}
-    raw[family.activation] = "gelu_new" if config.learned_positions else written[config.activation]
+    raw[family.activation] = usual if _ACTIVATIONS[usual] == config.activation else written[config.activation]
     if "query_pre_attn_scalar" in family.defaults:
-        raw["query_pre_attn_scalar"] = 1 / (config.attention_scale or config.head_dim**-0.5) ** 2
+        scalar = 1 / (config.attention_scale or config.head_dim**-0.5) ** 2
+        raw["query_pre_attn_scalar"] = round(scalar) if math.isclose(scalar, round(scalar)) else scalar
     if family.windows != "none":
         raw["sliding_window"] = max(config.windows, default=0) or None
     if family.windows in ("alternate", "upper"):
