@@ -1,25 +1,34 @@
 """The mathematics: each operation as a formula, a plain forward, a closed-form backward, and torch's own version.
 
 A model is given a table of the functions it is made of. ``REFERENCE`` is the math, slow and obvious, the ground truth
-of everything else; ``BUILTIN`` is ``torch.nn.functional``, with the formula where torch has none. There is no registry
-and no global: ``dataclasses.replace(BUILTIN, attention=REFERENCE.attention)`` swaps one function.
+of everything else; ``BUILTIN`` is ``torch.nn.functional``, with the formula where torch has none; ``triton_ops()`` is
+the kernels of this project. There is no registry and no global:
+``dataclasses.replace(BUILTIN, attention=REFERENCE.attention)`` swaps one function.
 
 Shapes: B rows, T queries, S keys, H query heads, K key/value heads, D channels a head, C hidden, V vocabulary,
 N = B*T tokens.
 """
 
+import importlib.util
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from minitune.ops.attention import attention, attention_builtin
 from minitune.ops.cross_entropy import IGNORE, cross_entropy, cross_entropy_builtin
-from minitune.ops.glu import glu, glu_builtin
-from minitune.ops.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_builtin, token_logprobs
+from minitune.ops.glu import activation, activation_builtin, glu, glu_builtin
+from minitune.ops.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_builtin,
+    token_logprobs,
+    token_logprobs_builtin,
+)
 from minitune.ops.norms import layer_norm, layer_norm_builtin, rms_norm, rms_norm_builtin
 from minitune.ops.plan import AttentionPlan, rows_plan
-from minitune.ops.rope import rope, rope_frequencies, rope_tables
+from minitune.ops.rope import RopeScaling, pick_frequencies, rope, rope_frequencies, rope_tables
 
 __all__ = [
     "BUILTIN",
@@ -27,9 +36,12 @@ __all__ = [
     "REFERENCE",
     "AttentionPlan",
     "Ops",
+    "RopeScaling",
+    "pick_frequencies",
     "rope_frequencies",
     "rope_tables",
     "rows_plan",
+    "triton_ops",
 ]
 
 
@@ -48,7 +60,9 @@ class Ops:
     rope: Callable[..., tuple[Tensor, Tensor]]
     """(q (B, T, H, D), k (B, T, K, D), cos, sin (B or 1, T, pairs)) -> q, k; rotates the first 2 * pairs channels"""
     glu: Callable[..., Tensor]
-    """(gate (..., F), up (..., F), *, kind) -> (..., F)"""
+    """(gate (..., F), up (..., F), *, kind) -> (..., F); kind is silu, gelu or gelu_tanh"""
+    activation: Callable[..., Tensor]
+    """(x (..., F), *, kind) -> (..., F), with the kinds of glu"""
     attention: Callable[..., Tensor]
     """(q (B, T, H, D), k, v (B, S, K, D), *, plan=None, causal=True, scale=None, window=None, softcap=None,
     bias=None) -> (B, T, H, D)"""
@@ -67,6 +81,7 @@ REFERENCE = Ops(
     layer_norm=layer_norm,
     rope=rope,
     glu=glu,
+    activation=activation,
     attention=attention,
     cross_entropy=cross_entropy,
     linear_cross_entropy=linear_cross_entropy,
@@ -79,8 +94,31 @@ BUILTIN = Ops(
     layer_norm=layer_norm_builtin,
     rope=rope,
     glu=glu_builtin,
+    activation=activation_builtin,
     attention=attention_builtin,
     cross_entropy=cross_entropy_builtin,
     linear_cross_entropy=linear_cross_entropy_builtin,
-    token_logprobs=token_logprobs,
+    token_logprobs=token_logprobs_builtin,
 )
+
+
+def triton_ops() -> Ops:
+    """The table of our kernels: every function that ``minitune_kernels`` exports under the name of a field of ``Ops``.
+
+    Raises RuntimeError with the reason where it cannot be had: triton or the kernels are not installed, an operation
+    has no kernel, or there is no CUDA device and Triton's interpreter is off. Nothing is filled in from another table;
+    the caller who wants a mixture says so.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError("the kernels need triton, which is not installed; it is made for Linux")
+    try:
+        import minitune_kernels
+    except ImportError as error:
+        raise RuntimeError(f"the kernels cannot be imported: {error}") from error
+    names = [field.name for field in fields(Ops) if field.name != "name"]
+    found = {name: getattr(minitune_kernels, name) for name in names if hasattr(minitune_kernels, name)}
+    if missing := [name for name in names if name not in found]:
+        raise RuntimeError(f"minitune_kernels has no kernel yet for: {', '.join(missing)}")
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("the kernels need a CUDA device, and there is none")
+    return Ops(name="triton", **found)

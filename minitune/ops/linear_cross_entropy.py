@@ -1,7 +1,11 @@
 """Head and loss in one operation: hidden states in, ``(loss_sum, denominator)`` out.
 
-    z = x W^T + b          loss as in cross_entropy
+    z = x W^T + b          loss and dz as in cross_entropy
     dx = dz W              dW = dz^T x              db = sum over rows of dz
+
+and the probability of the target alone, for comparing models and for objectives made of it:
+
+    logp = z[y] - lse      dz = dlogp (onehot(y) - p),  times 1 - (z / c)^2 with a softcap c
 
 Rows without a target are dropped before the product: on instruction data most rows are prompt, and a head of 50,000
 words is a large part of a small model.
@@ -9,8 +13,16 @@ words is a large part of a small model.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from minitune.ops.cross_entropy import IGNORE, cross_entropy, cross_entropy_backward, cross_entropy_builtin
+from minitune.ops.cross_entropy import (
+    IGNORE,
+    capped,
+    check_options,
+    cross_entropy,
+    cross_entropy_backward,
+    cross_entropy_builtin,
+)
 from minitune.ops.precision import wide
 
 
@@ -25,7 +37,10 @@ def linear_cross_entropy(
     softcap: float | None = None,
     z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """``(loss_sum, denominator)`` of ``x (N, C)`` through the head ``weight (V, C)`` against ``targets (N,)``."""
+    """``(loss_sum, denominator)`` of ``x (N, C)`` through the head ``weight (V, C)`` against ``targets (N,)``.
+
+    ``bias (V,)`` is added to the logits; the other options, and what is refused, as in ``cross_entropy``.
+    """
     x, targets, token_weight = _trained_rows(x, targets, token_weight)
     logits = _logits(x, weight, bias)  # (M, V)
     return cross_entropy(
@@ -41,14 +56,22 @@ def linear_cross_entropy_backward(
     *,
     bias: Tensor | None = None,
     token_weight: Tensor | None = None,
+    smoothing: float = 0.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients ``(dx (N, C), dweight (V, C), dbias (V,) or None)`` of the loss sum, in closed form."""
     kept_x, kept_targets, token_weight = _trained_rows(x, targets, token_weight)
-    logits = _logits(kept_x, weight, bias)
-    dz = cross_entropy_backward(dloss, logits, kept_targets, token_weight=token_weight)  # (M, V)
-    dx = torch.zeros_like(x)
-    dx[targets != IGNORE] = dz @ weight
-    return dx, dz.T @ kept_x, None if bias is None else dz.sum(0)
+    dz = cross_entropy_backward(
+        dloss,
+        _logits(kept_x, weight, bias).to(wide(x.dtype)),
+        kept_targets,
+        token_weight=token_weight,
+        smoothing=smoothing,
+        softcap=softcap,
+        z_loss=z_loss,
+    )  # (M, V)
+    return _through_head(dz, x, weight, targets, bias)
 
 
 def linear_cross_entropy_builtin(
@@ -79,21 +102,70 @@ def token_logprobs(
     softcap: float | None = None,
 ) -> Tensor:
     """``log p(target)`` of each row ``(N,)``, 0 where there is no target; in float32 or wider."""
-    if softcap:
-        raise ValueError("token_logprobs: softcap is not built yet")
+    check_options(0.0, softcap, 0.0)
     kept = targets != IGNORE
-    z = _logits(x[kept], weight, bias).to(wide(x.dtype))
-    logprobs = torch.log_softmax(z, dim=-1).gather(-1, targets[kept, None]).squeeze(-1)
-    return torch.zeros(len(x), dtype=logprobs.dtype, device=x.device).masked_scatter(kept, logprobs)
+    z = capped(_logits(x[kept], weight, bias).to(wide(x.dtype)), softcap)  # (M, V)
+    z = z - z.detach().amax(-1, keepdim=True)
+    logprobs = z.gather(-1, targets[kept, None]).squeeze(-1) - z.exp().sum(-1).log()  # (M,)
+    return _in_place(logprobs, kept)
 
 
-def _trained_rows(
-    x: Tensor, targets: Tensor, token_weight: Tensor | None
+def token_logprobs_backward(
+    dlogprobs: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients ``(dx (N, C), dweight (V, C), dbias (V,) or None)`` for the upstream ``dlogprobs (N,)``.
+
+    A log-probability is a loss of weight -1, so each row's upstream gradient is a token weight.
+    """
+    kept_x, kept_targets, up = _trained_rows(x, targets, -dlogprobs)
+    logits = _logits(kept_x, weight, bias).to(wide(x.dtype))
+    one = torch.ones((), dtype=logits.dtype, device=x.device)
+    dz = cross_entropy_backward(one, logits, kept_targets, token_weight=up, softcap=softcap)  # (M, V)
+    return _through_head(dz, x, weight, targets, bias)
+
+
+def token_logprobs_builtin(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """``token_logprobs`` by ``torch.nn.functional.cross_entropy``."""
+    check_options(0.0, softcap, 0.0)
+    kept = targets != IGNORE
+    z = capped(_logits(x[kept], weight, bias).to(wide(x.dtype)), softcap)
+    return _in_place(-F.cross_entropy(z, targets[kept], reduction="none"), kept)
+
+
+def _through_head(
+    dz: Tensor, x: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """From ``dz (M, V)`` of the trained rows, in float32 or wider, to the gradients of the head's three inputs."""
+    kept = targets != IGNORE
+    dx = torch.zeros_like(x)
+    dx[kept] = (dz @ weight.to(dz.dtype)).to(x.dtype)
+    dweight = dz.T @ x[kept].to(dz.dtype)
+    return dx, dweight.to(weight.dtype), None if bias is None else dz.sum(0).to(bias.dtype)
+
+
+def _in_place(values: Tensor, kept: Tensor) -> Tensor:
+    """``values (M,)`` at the kept rows of ``(N,)``, 0 elsewhere."""
+    return torch.zeros(len(kept), dtype=values.dtype, device=values.device).masked_scatter(kept, values)
+
+
+def _trained_rows(x: Tensor, targets: Tensor, token_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     kept = targets != IGNORE
     return x[kept], targets[kept], None if token_weight is None else token_weight[kept]
 
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x W^T + b`` in the type of ``x``; the head may be kept in a wider type than the activations."""
-    return torch.nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))

@@ -7,27 +7,195 @@ neighbours and store q and k with their rows in another order).
     angle[p, i] = p * inv_freq[i]        inv_freq[i] = theta^(-2 i / D)
     y1 = x1 cos - x2 sin                 y2 = x2 cos + x1 sin
 
-A rotation's transpose is the rotation back, so the backward is the forward with -sin.
+A rotation's transpose is the rotation back, so the backward is the forward with -sin; that stays so where cos and sin
+carry a factor.
+
+A model that was taught longer texts than it was pretrained on has its frequencies changed. With P the positions of the
+pretraining and f the factor of the length, pair i makes P * inv_freq[i] / (2 pi) turns within P:
+
+    linear      inv_freq / f                                                           (Chen et al., arXiv 2306.15595)
+    llama3      inv_freq above high turns, inv_freq / f below low turns; between,
+                s = (turns - low) / (high - low):  (1 - s) inv_freq / f + s inv_freq           (Llama 3.1's own files)
+    yarn        (1 - r) inv_freq + r inv_freq / f;  r goes from 0 to 1 by the index of the pair, between the pairs
+                that make beta_fast and beta_slow turns; cos and sin times m(1), or m(mscale) / m(mscale_all_dim),
+                m(a) = 0.1 a ln f + 1                                                  (Peng et al., arXiv 2309.00071)
+    longrope    inv_freq / short[i], or / long[i] in a batch with a text longer than P;
+                cos and sin times sqrt(1 + ln f / ln P)                                (Ding et al., arXiv 2402.13753)
 """
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from minitune.ops.precision import wide
 
+ScalingKind = Literal["linear", "llama3", "yarn", "longrope"]
 
-def rope_frequencies(channels: int, theta: float, device: torch.device | str | None = None) -> Tensor:
-    """``inv_freq (channels / 2,)`` in float64: radians per position of each pair of channels."""
+# What each kind needs beside its factor, and what it may have.
+_NEEDS: dict[str, set[str]] = {
+    "linear": set(),
+    "llama3": {"original_max_positions", "low_freq_factor", "high_freq_factor"},
+    "yarn": {"original_max_positions"},
+    "longrope": {"original_max_positions", "short_factor", "long_factor"},
+}
+_MAY_HAVE: dict[str, set[str]] = {
+    "linear": set(),
+    "llama3": set(),
+    "yarn": {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "attention_factor"},
+    "longrope": {"attention_factor"},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RopeScaling:
+    """How the frequencies of a model differ from those of its pretraining; the letters of the module's table.
+
+    None is "not given", which for an option takes the value in brackets. Raises ValueError for an unknown kind, for
+    what a kind needs and does not get, and for what it gets and would ignore.
+    """
+
+    kind: ScalingKind
+    factor: float
+    """f: how many times longer the texts became."""
+    original_max_positions: int | None = None
+    """P: positions of the pretraining (llama3, yarn, longrope)."""
+    low_freq_factor: float | None = None
+    """low: turns within P below which a pair is slowed by f (llama3)."""
+    high_freq_factor: float | None = None
+    """high: turns within P above which a pair stays (llama3)."""
+    beta_fast: float | None = None
+    """Turns within P above which a pair stays (yarn) [32]."""
+    beta_slow: float | None = None
+    """Turns within P below which a pair is slowed by f (yarn) [1]."""
+    mscale: float | None = None
+    """Strength of m in the factor of cos and sin; counts only together with ``mscale_all_dim`` (yarn)."""
+    mscale_all_dim: float | None = None
+    """What m is divided by (yarn)."""
+    truncate: bool | None = None
+    """Widen the ramp to whole pairs (yarn) [True]."""
+    attention_factor: float | None = None
+    """The factor of cos and sin itself, in place of the formula's (yarn, longrope)."""
+    short_factor: tuple[float, ...] | None = None
+    """What each pair is divided by up to P positions (longrope)."""
+    long_factor: tuple[float, ...] | None = None
+    """What each pair is divided by beyond P positions (longrope)."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in _NEEDS:
+            why = ", since its frequencies change with every new token" if self.kind == "dynamic" else ""
+            known = ", ".join(get_args(ScalingKind))
+            raise ValueError(f"rope scaling {self.kind!r} is not supported{why}; it must be one of: {known}")
+        given = {f.name for f in fields(self) if getattr(self, f.name) is not None} - {"kind", "factor"}
+        if missing := _NEEDS[self.kind] - given:
+            raise ValueError(f"rope scaling {self.kind!r} needs {', '.join(sorted(missing))}")
+        if foreign := given - _NEEDS[self.kind] - _MAY_HAVE[self.kind]:
+            raise ValueError(f"rope scaling {self.kind!r} has no {', '.join(sorted(foreign))}")
+        numbers = {name: getattr(self, name) for name in given - {"truncate"}} | {"factor": self.factor}
+        for name, value in numbers.items():
+            each = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(n) and (n > 0 or (n == 0 and name.startswith("mscale"))) for n in each):
+                raise ValueError(f"rope scaling {self.kind!r}: {name} is {value}; it must be above 0")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"rope scaling 'llama3': low_freq_factor {low} must be below high_freq_factor {high}")
+
+    @property
+    def table_factor(self) -> float:
+        """What cos and sin are multiplied by, at every length: 1 for linear and llama3."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.factor <= 1 or self.original_max_positions is None:
+            return 1.0
+        if self.kind == "longrope":
+            return math.sqrt(1 + math.log(self.factor) / math.log(self.original_max_positions))
+        if self.kind == "yarn":
+            m = 0.1 * math.log(self.factor)
+            if self.mscale and self.mscale_all_dim:
+                return (m * self.mscale + 1) / (m * self.mscale_all_dim + 1)
+            return m + 1
+        return 1.0
+
+
+def rope_frequencies(
+    channels: int,
+    theta: float,
+    *,
+    scaling: RopeScaling | None = None,
+    length: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """``inv_freq (channels / 2,)`` in float64: radians per position of each pair of channels.
+
+    ``length`` is the number of positions of the longest text in the batch, cached ones included; only longrope asks
+    for it. Raises ValueError where longrope's factors are not one a pair.
+    """
     pair = torch.arange(0, channels, 2, dtype=torch.float64, device=device)
-    return theta ** (-pair / channels)
+    inv_freq = theta ** (-pair / channels)
+    if scaling is None:
+        return inv_freq
+    if scaling.kind == "linear":
+        return inv_freq / scaling.factor
+    assert scaling.original_max_positions is not None
+    if scaling.kind == "llama3":
+        assert scaling.low_freq_factor is not None
+        assert scaling.high_freq_factor is not None
+        turns = scaling.original_max_positions * inv_freq / (2 * math.pi)
+        s = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        s = s.clamp(0, 1)
+        return (1 - s) * inv_freq / scaling.factor + s * inv_freq
+    if scaling.kind == "yarn":
+        first, last = _yarn_ramp(channels, theta, scaling)
+        r = ((torch.arange(len(inv_freq), dtype=torch.float64, device=device) - first) / (last - first)).clamp(0, 1)
+        return (1 - r) * inv_freq + r * inv_freq / scaling.factor
+    by = scaling.long_factor if length > scaling.original_max_positions else scaling.short_factor
+    assert by is not None
+    if len(by) != len(inv_freq):
+        raise ValueError(f"rope scaling 'longrope' has {len(by)} factors for the {len(inv_freq)} pairs of {channels}")
+    return inv_freq / torch.tensor(by, dtype=torch.float64, device=device)
 
 
-def rope_tables(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``cos, sin (B, T, D/2)`` for ``positions (B, T)``, in float32, or in float64 where ``dtype`` is float64."""
+def _yarn_ramp(channels: int, theta: float, scaling: RopeScaling) -> tuple[float, float]:
+    """The pairs, as real numbers, at which yarn's ramp begins and ends.
+
+    A pair i makes P theta^(-2 i / channels) / (2 pi) turns; solved for i at beta_fast and beta_slow turns.
+    """
+    positions = scaling.original_max_positions
+    assert positions is not None
+
+    def pair_of(turns: float) -> float:
+        return channels * math.log(positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    first, last = pair_of(scaling.beta_fast or 32.0), pair_of(scaling.beta_slow or 1.0)
+    if scaling.truncate is not False:
+        first, last = float(math.floor(first)), float(math.ceil(last))
+    first, last = max(first, 0.0), min(last, channels - 1.0)  # channels, not pairs: the published definition
+    return first, last if last != first else last + 0.001
+
+
+def pick_frequencies(positions: Tensor, short: Tensor, long: Tensor, dtype: torch.dtype, *, above: int) -> Tensor:
+    """``long`` where a position of the batch ``(B, T)`` lies beyond the first ``above``, else ``short``.
+
+    For longrope, with both from ``rope_frequencies``. Decided on the device, so that nothing waits for it, and once
+    for all rows, as published: a text that grows beyond ``above`` gets other angles from there on, so keys cached
+    before that no longer fit.
+    """
+    kind, device = wide(dtype), positions.device
+    return torch.where(positions.max() >= above, long.to(kind).to(device), short.to(kind).to(device))
+
+
+def rope_tables(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    """``cos, sin (B, T, D/2)`` for ``positions (B, T)``, in float32, or in float64 where ``dtype`` is float64.
+
+    ``factor`` multiplies both: a scaling's ``table_factor``.
+    """
     kind = wide(dtype)
     inv_freq = inv_freq.to(kind).to(positions.device)  # in this order: not every device has float64
     angle = positions[..., None].to(kind) * inv_freq
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
 
 
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
