@@ -41,7 +41,7 @@ def error(a: Tensor, b: Tensor) -> float:
 def random_model(ops: Ops = BUILTIN, dtype: torch.dtype = torch.float64) -> Decoder:
     config = ModelConfig(
         vocab_size=71, hidden_size=24, intermediate_size=40, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6,
-        tie_embeddings=True, attention_bias=True,
+        tie_embeddings=True, qkv_bias=True, o_bias=True,
     )  # fmt: skip
     model = Decoder(config, ops, dtype)
     model.initialize(seed=2, std=0.2)

@@ -24,100 +24,12 @@ pretraining and f the factor of the length, pair i makes P * inv_freq[i] / (2 pi
 """
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from minitune.config import RopeScaling
 from minitune.ops.precision import wide
-
-ScalingKind = Literal["linear", "llama3", "yarn", "longrope"]
-
-# What each kind needs beside its factor, and what it may have.
-_NEEDS: dict[str, set[str]] = {
-    "linear": set(),
-    "llama3": {"original_max_positions", "low_freq_factor", "high_freq_factor"},
-    "yarn": {"original_max_positions"},
-    "longrope": {"original_max_positions", "short_factor", "long_factor"},
-}
-_MAY_HAVE: dict[str, set[str]] = {
-    "linear": set(),
-    "llama3": set(),
-    "yarn": {"beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "attention_factor"},
-    "longrope": {"attention_factor"},
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RopeScaling:
-    """How the frequencies of a model differ from those of its pretraining; the letters of the module's table.
-
-    None is "not given", which for an option takes the value in brackets. Raises ValueError for an unknown kind, for
-    what a kind needs and does not get, and for what it gets and would ignore.
-    """
-
-    kind: ScalingKind
-    factor: float
-    """f: how many times longer the texts became."""
-    original_max_positions: int | None = None
-    """P: positions of the pretraining (llama3, yarn, longrope)."""
-    low_freq_factor: float | None = None
-    """low: turns within P below which a pair is slowed by f (llama3)."""
-    high_freq_factor: float | None = None
-    """high: turns within P above which a pair stays (llama3)."""
-    beta_fast: float | None = None
-    """Turns within P above which a pair stays (yarn) [32]."""
-    beta_slow: float | None = None
-    """Turns within P below which a pair is slowed by f (yarn) [1]."""
-    mscale: float | None = None
-    """Strength of m in the factor of cos and sin; counts only together with ``mscale_all_dim`` (yarn)."""
-    mscale_all_dim: float | None = None
-    """What m is divided by (yarn)."""
-    truncate: bool | None = None
-    """Widen the ramp to whole pairs (yarn) [True]."""
-    attention_factor: float | None = None
-    """The factor of cos and sin itself, in place of the formula's (yarn, longrope)."""
-    short_factor: tuple[float, ...] | None = None
-    """What each pair is divided by up to P positions (longrope)."""
-    long_factor: tuple[float, ...] | None = None
-    """What each pair is divided by beyond P positions (longrope)."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in _NEEDS:
-            why = ", since its frequencies change with every new token" if self.kind == "dynamic" else ""
-            known = ", ".join(get_args(ScalingKind))
-            raise ValueError(f"rope scaling {self.kind!r} is not supported{why}; it must be one of: {known}")
-        given = {f.name for f in fields(self) if getattr(self, f.name) is not None} - {"kind", "factor"}
-        if missing := _NEEDS[self.kind] - given:
-            raise ValueError(f"rope scaling {self.kind!r} needs {', '.join(sorted(missing))}")
-        if foreign := given - _NEEDS[self.kind] - _MAY_HAVE[self.kind]:
-            raise ValueError(f"rope scaling {self.kind!r} has no {', '.join(sorted(foreign))}")
-        numbers = {name: getattr(self, name) for name in given - {"truncate"}} | {"factor": self.factor}
-        for name, value in numbers.items():
-            each = value if isinstance(value, tuple) else (value,)
-            if not all(math.isfinite(n) and (n > 0 or (n == 0 and name.startswith("mscale"))) for n in each):
-                raise ValueError(f"rope scaling {self.kind!r}: {name} is {value}; it must be above 0")
-        low, high = self.low_freq_factor, self.high_freq_factor
-        if low is not None and high is not None and low >= high:
-            raise ValueError(f"rope scaling 'llama3': low_freq_factor {low} must be below high_freq_factor {high}")
-
-    @property
-    def table_factor(self) -> float:
-        """What cos and sin are multiplied by, at every length: 1 for linear and llama3."""
-        if self.attention_factor is not None:
-            return self.attention_factor
-        if self.factor <= 1 or self.original_max_positions is None:
-            return 1.0
-        if self.kind == "longrope":
-            return math.sqrt(1 + math.log(self.factor) / math.log(self.original_max_positions))
-        if self.kind == "yarn":
-            m = 0.1 * math.log(self.factor)
-            if self.mscale and self.mscale_all_dim:
-                return (m * self.mscale + 1) / (m * self.mscale_all_dim + 1)
-            return m + 1
-        return 1.0
-
 
 def rope_frequencies(
     channels: int,

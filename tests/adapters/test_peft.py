@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 
 
 def random_model(**changes: Any) -> Decoder:
-    values = SHAPE | {"num_layers": 2, "attention_bias": True} | changes
+    values = SHAPE | {"num_layers": 2, "qkv_bias": True, "o_bias": True} | changes
     model = Decoder(ModelConfig(**values))
     model.initialize(seed=1, std=0.2)
     return model.eval()

@@ -18,7 +18,7 @@ from minitune.chat import Encoded
 from minitune.checkpoint import load_checkpoint, save_checkpoint
 from minitune.data.batch import pad_rows
 from minitune.models.decoder import Decoder
-from minitune.models.families import weight_names
+from minitune.models.published import stored_tensors
 from minitune.ops import BUILTIN, IGNORE, REFERENCE, Ops
 from minitune.train import next_token_loss
 
@@ -207,7 +207,8 @@ def test_gradients_of_every_parameter(published: Published, case: str, ops: Ops)
     assert error(loss.detach(), expected.detach()) <= 1e-5
 
     reference = dict(theirs.named_parameters())
-    names = weight_names(ours.config, [name for name, _ in ours.named_parameters()])
+    parameters = [name for name, _ in ours.named_parameters()]
+    names = {stored.parts[0]: stored.name for stored in stored_tensors(ours.config, parameters)}
     assert set(names.values()) == set(reference)
     for name, parameter in ours.named_parameters():
         want = reference[names[name]].grad
