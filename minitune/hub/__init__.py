@@ -172,7 +172,7 @@ class _Pull:
                 self.show(Progress(note=f"checking {path}"))
             if is_there(path, file):
                 there.add(file.name)
-            elif path.is_symlink() or not (file.name in ours and is_there(path, ours[file.name])):
+            elif file.name not in ours or not is_there(path, ours[file.name]):
                 raise HubError(
                     f"{path}: is there already and is not the one of {self.repo} ({self.revision}); it is never "
                     "overwritten: choose another --out, or move it away"

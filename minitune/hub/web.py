@@ -138,8 +138,8 @@ class Web:
                 connection = _connection(parts, self.timeout_s)
                 stack.callback(connection.close)
                 path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-                # A Location may carry raw bytes beyond ASCII; a request line may not.
-                path = urllib.parse.quote(path, safe="/?%:@!$&'()*+,;=~[]")
+                # A Location may carry raw bytes, which http.client reads as Latin-1; a request line may not.
+                path = urllib.parse.quote(path.encode("latin-1"), safe="/?%:@!$&'()*+,;=~[]")
                 connection.request("GET", path, headers=dict(headers))
                 response = connection.getresponse()
                 stack.callback(response.close)
@@ -155,7 +155,9 @@ class Web:
                 if self.token
                 else "it may not exist, or needs a token: set HF_TOKEN, and accept the licence on the model's page"
             )
-            if self.token and self.withheld:
+            if reply.host != shown_host(self.endpoint):  # a signed link that has run out, mostly
+                advice = "it was led there by the hub; run the same command again, or use another --endpoint"
+            elif self.token and self.withheld:
                 advice = "HF_TOKEN was not sent, since this --endpoint is plain http; use one with https"
             return HubError(f"{asked}: refused ({status} {phrase}); {advice}")
         if status == 404:

@@ -101,7 +101,10 @@ def cross_entropy_builtin(
     z = capped(logits[kept].to(wide(logits.dtype)), softcap)
     loss = F.cross_entropy(z, targets[kept], reduction="none", label_smoothing=smoothing)
     if z_loss:
-        loss = loss + z_loss * torch.logsumexp(z, -1).square()
+        # Its gradient is exp(z - lse): near 0 both have digits to spare, at 1e4 the third one would be wrong.
+        largest = z.detach().amax(-1, keepdim=True)
+        lse = torch.logsumexp(z - largest, -1) + largest.squeeze(-1)
+        loss = loss + z_loss * lse.square()
     return _weighted(loss, token_weight, kept)
 
 

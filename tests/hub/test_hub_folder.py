@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub_server import MODEL, WEIGHTS, Hub, cut, fails, pull, statuses, visible
+from hub_server import MODEL, REPO, WEIGHTS, Hub, cut, fails, pull, statuses, visible
 
 from minitune import hub
 
@@ -41,16 +41,32 @@ def test_files_of_an_earlier_commit_are_replaced(server: Hub, out: Path) -> None
         "tokenizer.json": "already there",
         "model.safetensors": "resumed",
     }
-    # Another repository's, or a record that is broken, is no leave to overwrite.
-    server.set(MODEL)
-    for text in (
+
+
+def test_a_pull_that_stops_between_two_commits_knows_both(server: Hub, out: Path) -> None:
+    pull(server, out)
+    server.set(MODEL | {"config.json": b"newer", "tokenizer.json": b"newer too"})
+    server.acts["tokenizer.json"] = [cut(2)]
+    fails(server, out, "cut off", retries=0)
+    server.set(MODEL | {"config.json": b"newest", "tokenizer.json": b"newest too"})
+    pull(server, out)
+    assert (out / "config.json").read_bytes() == b"newest"
+
+
+def test_a_record_of_something_else_is_no_leave_to_overwrite(server: Hub, out: Path) -> None:
+    pull(server, out)
+    right = (out / hub.RECORD).read_text()
+    server.set(MODEL | {"config.json": b"newer"})
+    texts = [
         "{",
         "[]",
         '{"repo": "owner/name", "files": [{"name": "config.json"}]}',
-        '{"repo": "a/b", "files": 3}',
-    ):
+        '{"repo": "owner/name", "files": 3}',
+    ]
+    for text in [*texts, right.replace(REPO, "owner/other"), right.replace('"name": "', '"name": "x')]:
         (out / hub.RECORD).write_text(text)
         fails(server, out, "is there already")
+        assert (out / "config.json").read_bytes() == MODEL["config.json"]
 
 
 @pytest.mark.parametrize("name", ["config.json", "config.json.part", "config.json.part.json", hub.RECORD])

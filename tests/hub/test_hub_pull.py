@@ -167,8 +167,12 @@ def test_a_part_that_is_not_to_be_trusted(server: Hub, out: Path, damage: str) -
         part.write_bytes(WEIGHTS + b"x")
     else:
         part.write_bytes(WEIGHTS)
+    server.requests.clear()
     pull(server, out)
     assert visible(out) == set(MODEL)
+    # What is not known to be a part of this file is not gone on with; what is, is, and the hash tells.
+    first = [headers.get("Range") for headers in server.asked("model.safetensors")][:1]
+    assert first == {"other bytes": ["bytes=1200000-"], "complete": []}.get(damage, [None])
 
 
 def test_a_server_without_ranges(server: Hub, out: Path) -> None:
@@ -208,6 +212,13 @@ def test_a_server_that_never_gets_on_is_given_up(server: Hub, out: Path) -> None
     waits = Waits()
     fails(server, out, "gave up after 6 tries", sleep=waits)
     assert waits == [1.0, 2.0, 4.0, 8.0, 16.0]
+
+
+def test_a_listing_that_is_cut_is_asked_for_again(server: Hub, out: Path) -> None:
+    server.acts[""] = [cut(10), cut(200)]
+    waits = Waits()
+    pull(server, out, sleep=waits)
+    assert waits == [1.0, 2.0]
 
 
 def test_a_stall_ends_in_time(server: Hub, out: Path) -> None:

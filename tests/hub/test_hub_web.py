@@ -50,6 +50,19 @@ def test_the_token_stays_with_the_endpoint(server: Hub, out: Path) -> None:
     assert [("Authorization" in headers) for headers in server.asked("model.safetensors")] == [True, False, True]
 
 
+def test_a_redirect_in_raw_bytes(server: Hub, out: Path) -> None:
+    server.acts["config.json"] = [redirect("/\u00c3\u00a9 x/config.json?a=b#c")]
+    pull(server, out)
+    assert "/%C3%A9%20x/config.json?a=b" in {path for path, _ in server.requests}
+
+
+def test_a_link_that_has_run_out(server: Hub, out: Path) -> None:
+    with running(MODEL) as elsewhere:
+        server.acts["config.json"] = [redirect(f"{elsewhere.url}/config.json")]
+        elsewhere.acts["config.json"] = [status(403)]
+        fails(server, out, "led there by the hub; run the same command again")
+
+
 def test_a_resume_along_a_redirect(server: Hub, out: Path) -> None:
     with running(MODEL) as elsewhere:
         target = redirect(f"{elsewhere.url}/model.safetensors")

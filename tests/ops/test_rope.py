@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 32768}
 DEEPSEEK = {"factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 0.707}
 
 # The head's channels, theta, the settings as config.json has them, and the model's positions.
-PUBLISHED = {
+PUBLISHED: dict[str, tuple[int, float, dict, int]] = {
     "Llama-3.1-8B": (128, 5e5, {"rope_type": "llama3", "factor": 8.0, **LLAMA3}, 131072),
     "Llama-3.2-1B": (64, 5e5, {"rope_type": "llama3", "factor": 32.0, **LLAMA3}, 131072),
     "Qwen2.5 yarn": (128, 1e6, {"rope_type": "yarn", **YARN}, 131072),
@@ -106,10 +107,10 @@ NAMES = {"rope_type": "kind", "original_max_position_embeddings": "original_max_
 
 def scaling_of(published: dict, positions: int) -> RopeScaling:
     """Our settings from the published ones: other names, tuples for lists, longrope's factor from the positions."""
-    given = {NAMES.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in published.items()}
+    given: dict[str, Any] = {NAMES.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in published.items()}
     given.pop("partial_rotary_factor", None)
     if given["kind"] == "longrope":
-        given.setdefault("factor", positions / given["original_max_positions"])
+        given.setdefault("factor", positions / published["original_max_position_embeddings"])
     return RopeScaling(**given)
 
 
@@ -184,10 +185,11 @@ def test_longrope_is_long_for_the_whole_batch_when_one_text_is() -> None:
         assert got.dtype == torch.float32
         assert torch.equal(got, want.float())
     scaling = scaling_of(PUBLISHED["Phi-4-mini"][2], 131072)
-    by_length = [rope_frequencies(96, 1e4, scaling=scaling, length=n) for n in (4096, 4097)]
-    for last, want in zip((4095, 4096), by_length, strict=True):
+    short, long = (rope_frequencies(96, 1e4, scaling=scaling, length=n) for n in (4096, 4097))
+    assert not torch.equal(short, long)
+    for last, want in ((4095, short), (4096, long)):
         positions = torch.tensor([[0, last]])
-        assert torch.equal(pick_frequencies(positions, *by_length, torch.float64, above=4096), want)
+        assert torch.equal(pick_frequencies(positions, short, long, torch.float64, above=4096), want)
 
 
 def test_tables_of_a_long_text_are_the_reference_models() -> None:
@@ -199,7 +201,6 @@ def test_tables_of_a_long_text_are_the_reference_models() -> None:
         max_position_embeddings=positions,
         original_max_position_embeddings=4096,
         rope_parameters={**published, "rope_theta": theta},
-        partial_rotary_factor=0.75,
     )
     module = Phi3RotaryEmbedding(config)
     scaling = scaling_of(published, positions)
