@@ -90,7 +90,7 @@ ALPACA = Template(
     ),
     assistant=(Field("content"), Stop()),
 )
-"""The form of Stanford Alpaca, for base models that bring no template of their own."""
+"""The form of Stanford Alpaca, with a line break behind its last heading; for base models that bring no template."""
 
 TEMPLATES = {template.name: template for template in (ALPACA,)}
 

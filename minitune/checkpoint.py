@@ -93,7 +93,7 @@ def load_checkpoint(
     with open_folder(folder) as tensors:
         _check_layers(config, tensors)
         model = _skeleton(config, ops, compute_dtype or dtype, folder)
-        certificate = _Filling(model, tensors, folder).fill(torch.device(device), dtype)
+        certificate = _Filling(model, tensors).fill(torch.device(device), dtype)
     model.stop_ids = _stop_ids(folder, raw, config.vocab_size)
     return Checkpoint(model=model, folder=folder, raw=raw, certificate=certificate)
 
@@ -153,8 +153,8 @@ def _skeleton(config: ModelConfig, ops: Ops, compute_dtype: torch.dtype, folder:
 class _Filling:
     """Put every tensor of an open folder into a model on the meta device, and keep the account."""
 
-    def __init__(self, model: LanguageModel, tensors: TensorFolder, folder: Path):
-        self.model, self.tensors, self.folder, self.config = model, tensors, folder, model.config
+    def __init__(self, model: LanguageModel, tensors: TensorFolder):
+        self.model, self.tensors, self.config = model, tensors, model.config
         self.family = FAMILIES[model.config.family]
         self.shapes = {name: weight.shape for name, weight in model.named_parameters()}
         self.wanted = {stored.name: stored for stored in stored_tensors(self.config, self.shapes)}
@@ -171,14 +171,14 @@ class _Filling:
             stored = self._place(name)
             if stored is None:
                 hint = nearest(name, self.wanted)
-                raise CheckpointError(f"{self.folder}: tensor {name!r} has no place in the model{hint}")
+                raise CheckpointError(f"{self.tensors.where(name)}: tensor {name!r} has no place in the model{hint}")
             self._take(name, stored, device, dtype)
         shared = self._share()
         missing = [stored.name for stored in self.wanted.values() if not set(stored.parts) <= set(self.filled)]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             hint = nearest(missing[0], self.tensors.names)
-            raise CheckpointError(f"{self.folder}: tensor {missing[0]!r}{more} is missing{hint}")
+            raise CheckpointError(f"{self.tensors.where()}: tensor {missing[0]!r}{more} is missing{hint}")
         for name, tensor in self.filled.items():
             parent, _, leaf = name.rpartition(".")
             setattr(self.model.get_submodule(parent), leaf, nn.Parameter(tensor))
@@ -193,10 +193,10 @@ class _Filling:
         kind, shape = self.tensors.kind(name)
         expected = stored_shape(stored, self.shapes, self.config)
         if shape != expected:
-            raise CheckpointError(f"{self.folder}: tensor {name!r} has shape {shape}; config.json asks for {expected}")
+            raise CheckpointError(f"{self.tensors.where(name)}: tensor {name!r} has shape {shape}; config.json asks for {expected}")
         if kind not in DTYPES:
             raise CheckpointError(
-                f"{self.folder}: tensor {name!r} is stored as {kind}; supported are {', '.join(DTYPES)}"
+                f"{self.tensors.where(name)}: tensor {name!r} is stored as {kind}; supported are {', '.join(DTYPES)}"
             )
         tensor = from_layout(self.tensors.read(name), stored.layout, self.config)
         parts = tensor.split([self.shapes[part][0] for part in stored.parts])
@@ -204,7 +204,7 @@ class _Filling:
             value = piece.to(device=device, dtype=dtype, copy=True).contiguous()
             if part in self.filled and not torch.equal(self.filled[part], value):
                 raise CheckpointError(
-                    f"{self.folder}: the configuration ties the head to the embedding, but {name!r} holds other "
+                    f"{self.tensors.where(name)}: the configuration ties the head to the embedding, but {name!r} holds other "
                     'values; set "tie_word_embeddings": false in config.json if they are meant to differ'
                 )
             self.filled.setdefault(part, value)
@@ -284,7 +284,7 @@ def _check_layers(config: ModelConfig, tensors: TensorFolder) -> None:
                 layers.add(int(number))
     if len(layers) != config.num_layers:
         raise CheckpointError(
-            f"{tensors.paths[0].parent}: config.json asks for {config.num_layers} layers; the weights hold "
+            f"{tensors.where()}: config.json asks for {config.num_layers} layers; the weights hold "
             f"{len(layers)} of them"
         )
 

@@ -186,7 +186,7 @@ class ModelConfig:
             )
         if self.head_dim % 2 or self.rope_channels % 2:
             raise ConfigError(
-                f"head_dim is {self.head_dim}, of which {self.rope_channels} are rotated; both must be even"
+                f"head_dim is {self.head_dim}, {self.rope_channels} of it rotated; rotary embedding needs an even number"
             )
         if min(self.norm_eps, self.rope_theta, self.embed_scale) <= 0 or not 0 < self.rope_fraction <= 1:
             raise ConfigError(
@@ -313,7 +313,7 @@ class SFTConfig:
             raise ConfigError(f"--alpha is {self.alpha}; it must be above 0")
         if not math.isfinite(self.epochs) or self.epochs <= 0:
             raise ConfigError(f"--epochs is {self.epochs}; it must be above 0")
-        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
+        if self.lr is not None and not 0 < self.lr <= 1e30:
             raise ConfigError(f"--lr is {self.lr}; it must be above 0")
         if self.micro_batch > self.batch_size:
             raise ConfigError(

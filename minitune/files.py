@@ -38,6 +38,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part, old = target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)  # an earlier save was killed between its two renames
     for stale in (part, old):
         shutil.rmtree(stale, ignore_errors=True)
     part.mkdir()
@@ -49,7 +51,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
                     os.fsync(written.fileno())
         if target.exists():
             target.rename(old)
-        part.rename(target)
+        try:
+            part.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -63,6 +63,7 @@ def _problem(row: Encoded, answer: str, tokenizer: Tokenizer, stop_ids: set[int]
     text = tokenizer.decode(trained[:-1], continues=True)
     if text != answer:
         return f"the trained ids decode to {text[:60]!r}, not to the answer {answer[:60]!r}"
-    if tokenizer.adds_bos and tokenizer.bos_id is not None and row.ids.count(tokenizer.bos_id) != 1:
-        return f"the start token {tokenizer.bos_id} stands {row.ids.count(tokenizer.bos_id)} times in the row, not once"
+    starts = [i for i, token in enumerate(row.ids) if token == tokenizer.bos_id]
+    if tokenizer.adds_bos and tokenizer.bos_id not in (None, trained[-1]) and starts != [0]:
+        return f"the start token {tokenizer.bos_id} stands at {starts or 'no place'}, not once at the start"
     return ""

@@ -28,8 +28,8 @@ _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
 class TensorFolder:
     """The tensors of an open folder, by name, whatever file each is in."""
 
-    def __init__(self, files: Mapping[str, Any], paths: tuple[Path, ...]):
-        self._files = files
+    def __init__(self, files: Mapping[str, Any], places: Mapping[str, Path], paths: tuple[Path, ...]):
+        self._files, self._places = files, places
         self.paths = paths
         self.metadata: dict[str, str] = {}
         for file in dict.fromkeys(files.values()):
@@ -39,6 +39,12 @@ class TensorFolder:
     def names(self) -> list[str]:
         """The name of every stored tensor."""
         return list(self._files)
+
+    def where(self, name: str = "") -> Path:
+        """The file of a tensor, for messages; without a name the only file, or the folder of several."""
+        if name in self._places:
+            return self._places[name]
+        return self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
 
     def kind(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Stored type and shape of a tensor, without reading it."""
@@ -51,7 +57,7 @@ class TensorFolder:
         if not is_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
-                f"{self.paths[0].parent}: tensor {name!r} has {bad} values that are not finite (NaN or infinite)"
+                f"{self.where(name)}: tensor {name!r} has {bad} values that are not finite (NaN or infinite)"
             )
         return tensor
 
@@ -67,6 +73,7 @@ def open_folder(folder: Path) -> Iterator[TensorFolder]:
     paths, index = weight_files(folder)
     with contextlib.ExitStack() as stack:
         files: dict[str, Any] = {}
+        places: dict[str, Path] = {}
         for path in paths:
             try:
                 file = stack.enter_context(safe_open(path, framework="pt"))
@@ -77,12 +84,12 @@ def open_folder(folder: Path) -> Iterator[TensorFolder]:
             for name in names:
                 if index is not None and index.get(name) != path.name:
                     raise CheckpointError(f"{path}: holds {name!r}, which {INDEX} does not place there")
-                files[name] = file
+                files[name], places[name] = file, path
         missing = [] if index is None else [name for name in index if name not in files]
         if missing:
             raise CheckpointError(f"{folder / INDEX}: {missing[0]!r} is not in {index and index[missing[0]]!r}")
         try:
-            yield TensorFolder(files, paths)
+            yield TensorFolder(files, places, paths)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{folder}: its safetensors cannot be read ({error}); fetch them again") from None
 

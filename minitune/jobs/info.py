@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from minitune.adapters.lora import LoRAConfig, add_lora, load_adapter
+from minitune.adapters import LoRAConfig, add_lora, load_adapter
 from minitune.checkpoint import Checkpoint, load_checkpoint
 from minitune.errors import TokenizerError
 from minitune.jobs.load import inference_bytes, resolve, tokenizer_of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from minitune.adapters.lora import ADAPTER_CONFIG, base_of, load_adapter
+from minitune.adapters.peft_layout import ADAPTER_CONFIG, base_of, load_adapter
 from minitune.checkpoint import CONFIG, Checkpoint, load_checkpoint
 from minitune.device import pick_device, pick_dtype, pick_ops
 from minitune.errors import CheckpointError

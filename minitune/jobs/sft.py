@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import minitune
-from minitune.adapters.lora import LoRAConfig, add_lora, save_adapter
+from minitune.adapters import LoRAConfig, add_lora, save_adapter
 from minitune.chat import TEMPLATES, render
 from minitune.checkpoint import load_checkpoint, save_checkpoint
 from minitune.config import SFTConfig, to_toml

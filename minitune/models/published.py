@@ -79,9 +79,12 @@ def model_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
     for key, fields in family.keys.items():
         if key in values:
             ours |= dict.fromkeys((fields,) if isinstance(fields, str) else fields, values[key])
-    missing = [_key_of(family, name) for name in _NEEDED if ours.get(name) is None]
-    if missing:
-        raise CheckpointError(f"{where}: {', '.join(map(repr, missing))} must be given")
+    for name in _NEEDED:
+        key, value = _key_of(family, name), ours.get(name)
+        if value is None:
+            raise CheckpointError(f"{where}: {key!r} is missing")
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{where}: {key} is {value!r}; it must be a whole number of at least 1")
     try:
         _fill_in(ours, values, family)
         ours["activation"] = _one_of(_ACTIVATIONS, values.get(family.activation), family.activation)
@@ -184,7 +187,7 @@ def _fill_in(ours: dict[str, Any], values: Mapping[str, Any], family: Family) ->
             ours[name] = value
     if ours.get("intermediate_size") is None:
         if family.form != "gpt":
-            raise ConfigError("'intermediate_size' must be given")
+            raise ConfigError("'intermediate_size' is missing")
         ours["intermediate_size"] = 4 * C
     if family.form == "gpt" and ours["head_dim"] * H != C:
         raise ConfigError(f"hidden size {C} is not a multiple of {H} heads")
@@ -207,8 +210,8 @@ def _windows(values: Mapping[str, Any], family: Family, layers: int) -> tuple[in
             raise ConfigError(f"layer_types must list {layers} layers")
         allowed = {"sliding_attention": width, "full_attention": 0}
         return tuple(_one_of(allowed, kind, "layer_types") for kind in kinds)
-    if not isinstance(layers, int) or layers > 4096:
-        raise ConfigError(f"the number of layers is {layers!r}; it must be a whole number of at most 4096")
+    if layers > 4096:
+        raise ConfigError(f"the number of layers is {layers}; it must be at most 4096")
     first = values.get("max_window_layers", 0) if family.windows == "upper" else 0
     step = 2 if family.windows == "alternate" else 1
     return tuple(width if layer >= first and layer % step == 0 else 0 for layer in range(layers))
@@ -230,7 +233,14 @@ def _rope(values: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
     if not isinstance(nested, Mapping):
         raise ConfigError(f"rope_parameters is {nested!r}; it must be an object")
     nested = dict(nested)
-    theta = nested.pop("rope_theta", None) or values.get("rope_theta") or values.get("rotary_emb_base") or 10000.0
+    said = (nested.pop("rope_theta", None), values.get("rope_theta"), values.get("rotary_emb_base"))
+    thetas = [theta for theta in said if theta is not None]
+    for theta in thetas:
+        if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
+            raise ConfigError(f"rope_theta is {theta!r}; it must be a number above 0")
+    if len(set(thetas)) > 1:
+        raise ConfigError(f"rope_theta is given as {thetas[0]} and as {thetas[1]}")
+    theta = thetas[0] if thetas else 10000.0
     fraction = nested.pop("partial_rotary_factor", None)
     if fraction is None:
         fraction = values.get("rotary_pct", values.get("partial_rotary_factor"))

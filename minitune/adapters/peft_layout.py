@@ -1,0 +1,173 @@
+"""Adapters as PEFT lays them out: ``adapter_config.json`` and ``adapter_model.safetensors``, read and written.
+
+A setting that would change the mathematics and is not built is refused by name, and so is one that nobody knows and that
+is set: an adapter that loads is the adapter that was trained.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minitune.adapters.lora import ALL_LINEAR, LoRAConfig, adapted_layers, add_lora, chosen_layers
+from minitune.errors import CheckpointError, ConfigError, nearest
+from minitune.files import read_json, whole_folder, write_json
+from minitune.models import LanguageModel
+from minitune.models.linear import Linear
+from minitune.models.published import from_layout, published_module, to_layout
+from minitune.storage import is_finite
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+# What PEFT writes beside what is read here, and means nothing for a trained LoRA.
+_SILENT = frozenset({
+    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "inference_mode",
+    "init_lora_weights", "loftq_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision",
+    "runtime_config", "task_type",
+})  # fmt: skip
+_READ = frozenset({"r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out"})
+_UNSET = (None, False, {}, [])
+
+
+def save_adapter(model: LanguageModel, folder: Path, config: LoRAConfig, *, base: str) -> None:
+    """Write the adapter, whole or not at all; ``base`` is the model it belongs to.
+
+    Raises CheckpointError where a weight is not finite.
+    """
+    adapted = adapted_layers(model)
+    published = {name: published_module(model.config, name) for name in adapted}
+    tensors: dict[str, Tensor] = {}
+    for name, lora in adapted.items():
+        theirs, layout = published[name]
+        # The rows of B are the rows of the base; the base's own transposition does not concern an adapter.
+        rows = to_layout(lora.lora_B, "by_head", model.config) if layout == "by_head" else lora.lora_B
+        for leaf, weight in (("lora_A", lora.lora_A.detach()), ("lora_B", rows.detach())):
+            if not is_finite(weight):
+                raise CheckpointError(f"{folder}: {leaf} of {name} has values that are not finite; nothing was written")
+            tensors[f"{_PREFIX}{theirs}.{leaf}.weight"] = weight.to("cpu", copy=True).contiguous()
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": _target_modules(model),
+        "bias": "none",
+        "fan_in_fan_out": any(layout == "transposed" for _, layout in published.values()),
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+    }
+    with whole_folder(folder) as part:
+        save_file(tensors, part / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_json(part / ADAPTER_CONFIG, settings)
+
+
+def load_adapter(model: LanguageModel, folder: Path) -> LoRAConfig:
+    """Put the adapter in ``folder`` beside the layers of its base ``model``; the model is untouched where it fails.
+
+    Raises CheckpointError where a setting is not supported, a tensor has no layer, or a layer has no tensor.
+    """
+    config, transposed = _read_settings(folder)
+    path = folder / ADAPTER_WEIGHTS
+    tensors = _read_tensors(folder)
+    try:
+        chosen = chosen_layers(model, config.targets)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG}: {error}") from None
+    layouts = {name: published_module(model.config, name) for name in chosen}
+    if transposed and "transposed" not in {layout for _, layout in layouts.values()}:
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG}: fan_in_fan_out is True, which is not supported yet here")
+    weights: dict[str, Tensor] = {}
+    for name, (theirs, layout) in layouts.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, Linear)
+        shapes = {"lora_A": (config.rank, layer.in_features), "lora_B": (layer.out_features, config.rank)}
+        for leaf, shape in shapes.items():
+            tensor = _take(tensors, f"{_PREFIX}{theirs}.{leaf}.weight", shape, path)
+            by_head = layout == "by_head" and leaf == "lora_B"
+            weights[f"{name}.{leaf}"] = from_layout(tensor, "by_head", model.config) if by_head else tensor
+    if tensors:
+        raise CheckpointError(f"{path}: {len(tensors)} tensors have no layer in this base, such as {min(tensors)!r}")
+    add_lora(model, config)
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            model.get_parameter(name).copy_(tensor)
+    return config
+
+
+def base_of(folder: Path) -> str:
+    """The base model that an adapter folder names."""
+    base = read_json(folder / ADAPTER_CONFIG, CheckpointError).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path is missing")
+    return base
+
+
+def _target_modules(model: LanguageModel) -> list[str]:
+    """What PEFT must be told to find the same layers: their last name where it means no others, else the whole."""
+    adapted = {published_module(model.config, name)[0] for name in adapted_layers(model)}
+    linear = [name for name, module in model.named_modules() if isinstance(module, Linear) and name != "head"]
+    every = {published_module(model.config, name.removesuffix(".base"))[0] for name in linear}
+    found = set()
+    for name in adapted:
+        last = name.rpartition(".")[2]
+        alone = {other for other in every if other.endswith("." + last)} <= adapted
+        found.add(last if alone else name)
+    return sorted(found)
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: {ADAPTER_WEIGHTS} is missing (a pickled adapter is never opened)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, int], path: Path) -> Tensor:
+    """Take one tensor out of the file's, of the right shape and type and finite."""
+    tensor = tensors.pop(name, None)
+    if tensor is None:
+        raise CheckpointError(f"{path}: tensor {name!r} is missing{nearest(name, tensors)}")
+    if tuple(tensor.shape) != shape:
+        got = tuple(tensor.shape)
+        raise CheckpointError(f"{path}: {name} has shape {got}, but this base asks for {shape}")
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{path}: {name} is stored as {tensor.dtype}; an adapter holds floating-point numbers")
+    if not is_finite(tensor):
+        raise CheckpointError(f"{path}: {name} has values that are not finite")
+    return tensor
+
+
+def _read_settings(folder: Path) -> tuple[LoRAConfig, bool]:
+    """The settings of a PEFT folder, and whether its base stores matrices as (in, out)."""
+    path = folder / ADAPTER_CONFIG
+    raw = read_json(path, CheckpointError)
+    if raw.get("peft_type") != "LORA":
+        raise CheckpointError(f"{path}: peft_type is {raw.get('peft_type')!r}; this version reads 'LORA'")
+    for key, value in raw.items():
+        harmless = ("none", None) if key == "bias" else _UNSET
+        if key not in _SILENT and (key == "bias" or key not in _READ) and value not in harmless:
+            raise CheckpointError(f"{path}: {key} is {value!r}, which is not supported yet")
+    targets = raw.get("target_modules")
+    if targets == ALL_LINEAR:
+        targets = [ALL_LINEAR]
+    if not isinstance(targets, list) or not targets or not all(isinstance(t, str) for t in targets):
+        raise CheckpointError(f"{path}: target_modules is {targets!r}; this version reads a list of names")
+    rank, alpha, dropout = raw.get("r", 8), raw.get("lora_alpha", 8), raw.get("lora_dropout", 0.0)
+    try:
+        config = LoRAConfig(rank=rank, alpha=alpha, dropout=dropout, targets=tuple(targets))
+    except ConfigError as error:
+        got = f"r is {rank!r}, lora_alpha is {alpha!r}, lora_dropout is {dropout!r}"
+        raise CheckpointError(f"{path}: {got}: {error}") from None
+    return config, raw.get("fan_in_fan_out") is True
