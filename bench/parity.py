@@ -33,7 +33,10 @@ _LLAMA: dict[str, Any] = {
     "pad_token_id": None,
 }  # fmt: skip
 _NEOX = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
-_GPT2 = {"vocab_size": 61, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 128, "bos_token_id": None, "eos_token_id": None}
+_GPT2 = {
+    "vocab_size": 61, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 128, "bos_token_id": None,
+    "eos_token_id": None,
+}  # fmt: skip
 _LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,

@@ -191,21 +191,20 @@ class _Filling:
 
     def _take(self, name: str, stored: Stored, device: torch.device, dtype: torch.dtype) -> None:
         kind, shape = self.tensors.kind(name)
+        here = f"{self.tensors.where(name)}: tensor {name!r}"
         expected = stored_shape(stored, self.shapes, self.config)
         if shape != expected:
-            raise CheckpointError(f"{self.tensors.where(name)}: tensor {name!r} has shape {shape}; config.json asks for {expected}")
+            raise CheckpointError(f"{here} has shape {shape}; config.json asks for {expected}")
         if kind not in DTYPES:
-            raise CheckpointError(
-                f"{self.tensors.where(name)}: tensor {name!r} is stored as {kind}; supported are {', '.join(DTYPES)}"
-            )
+            raise CheckpointError(f"{here} is stored as {kind}; supported are {', '.join(DTYPES)}")
         tensor = from_layout(self.tensors.read(name), stored.layout, self.config)
         parts = tensor.split([self.shapes[part][0] for part in stored.parts])
         for part, piece in zip(stored.parts, parts, strict=True):
             value = piece.to(device=device, dtype=dtype, copy=True).contiguous()
             if part in self.filled and not torch.equal(self.filled[part], value):
                 raise CheckpointError(
-                    f"{self.tensors.where(name)}: the configuration ties the head to the embedding, but {name!r} holds other "
-                    'values; set "tie_word_embeddings": false in config.json if they are meant to differ'
+                    f"{here} holds other values, but the configuration ties the head to the embedding; "
+                    'set "tie_word_embeddings": false in config.json if they are meant to differ'
                 )
             self.filled.setdefault(part, value)
         self.used[name] = stored.parts

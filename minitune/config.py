@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar
 
 from minitune.errors import ConfigError, nearest
 
-
 ScalingKind = Literal["linear", "llama3", "yarn", "longrope"]
 
 # What each kind needs beside its factor, and what it may have.
@@ -105,8 +104,8 @@ class RopeScaling:
 class ModelConfig:
     """The shape and the switches of a decoder; every published family is a choice of these (models/families.py).
 
-    ``form`` names the module that reads them: ``llama`` (models/decoder.py; Touvron et al., arXiv 2302.13971) or ``gpt``
-    (models/gpt.py; Radford et al., 2019).
+    ``form`` names the module that reads them: ``llama`` (models/decoder.py; Touvron et al., arXiv 2302.13971) or
+    ``gpt`` (models/gpt.py; Radford et al., 2019).
     """
 
     family: str = "llama"
@@ -186,7 +185,7 @@ class ModelConfig:
             )
         if self.head_dim % 2 or self.rope_channels % 2:
             raise ConfigError(
-                f"head_dim is {self.head_dim}, {self.rope_channels} of it rotated; rotary embedding needs an even number"
+                f"head_dim is {self.head_dim}, rotated {self.rope_channels}; rotary embedding needs an even number"
             )
         if min(self.norm_eps, self.rope_theta, self.embed_scale) <= 0 or not 0 < self.rope_fraction <= 1:
             raise ConfigError(
@@ -198,7 +197,7 @@ class ModelConfig:
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} is {value!r}; it must be above 0, or nothing")
         if self.windows and (len(self.windows) != self.num_layers or min(self.windows) < 0):
-            raise ConfigError(f"windows has {len(self.windows)} entries for {self.num_layers} layers, or a negative one")
+            raise ConfigError(f"windows is {self.windows}; it must have a number of 0 or more for each layer")
 
     @property
     def rope_channels(self) -> int:

@@ -2,9 +2,9 @@
 
     python -m minitune.llama2c stories260K.bin tok512.model OUT
 
-The file is a header of seven int32, then all weights in float32, each kind for all layers together. It pairs neighbouring
-channels for the rotation where published safetensors pair channel i with channel i + D/2, so the rows of q and k are put
-in that order. Format: the legacy export of the llama2.c project (version 0).
+The file is a header of seven int32, then all weights in float32, each kind for all layers together. It pairs
+neighbouring channels for the rotation where published safetensors pair channel i with channel i + D/2, so the rows of q
+and k are put in that order. Format: the legacy export of the llama2.c project (version 0).
 """
 
 import shutil
@@ -52,7 +52,8 @@ def _read(source: Path, data: bytes) -> tuple[ModelConfig, Tensor]:
     C, F, L, H, K, V, T = _HEADER.unpack_from(data)
     # A negative vocabulary says that the head has weights of its own.
     if min(C, F, L, H, K, abs(V), T) < 1 or C % H or (C // H) % 2:
-        raise CheckpointError(f"{source}: its header {(C, F, L, H, K, V, T)} is not that of a llama2.c model (version 0)")
+        header = (C, F, L, H, K, V, T)
+        raise CheckpointError(f"{source}: its header {header} is not that of a llama2.c model (version 0)")
     config = ModelConfig(
         vocab_size=abs(V),
         hidden_size=C,

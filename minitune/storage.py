@@ -1,7 +1,7 @@
 """Folders of tensors: one ``model.safetensors``, or several files with an index; read memory-mapped, written whole.
 
-Names and files in an index are somebody else's words: a file outside the folder is refused, and so is an index that does
-not say exactly what the files hold.
+Names and files in an index are somebody else's words: a file outside the folder is refused, and so is an index that
+does not say exactly what the files hold.
 """
 
 import contextlib

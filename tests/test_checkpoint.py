@@ -20,7 +20,7 @@ from minitune import storage
 from minitune.checkpoint import load_checkpoint, save_checkpoint
 from minitune.config import ModelConfig
 from minitune.errors import CheckpointError
-from minitune.models.decoder import Decoder
+from minitune.models import Decoder
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 

@@ -5,18 +5,18 @@ import torch
 
 import minitune
 from minitune.errors import ConfigError
-from minitune.models.decoder import Decoder
+from minitune.models import LanguageModel
 from minitune.sample import choose, generate_ids
 from minitune.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
-def tiny() -> tuple[Decoder, Tokenizer]:
+def tiny() -> tuple[LanguageModel, Tokenizer]:
     return minitune.load("tiny", device="cpu", dtype="float32")
 
 
 @torch.no_grad()
-def test_greedy_is_the_likeliest_token_of_the_full_pass(tiny: tuple[Decoder, Tokenizer]) -> None:
+def test_greedy_is_the_likeliest_token_of_the_full_pass(tiny: tuple[LanguageModel, Tokenizer]) -> None:
     model, _ = tiny
     prompt = [1, 20, 30]
     made = [token for token, _ in generate_ids(model, prompt, max_tokens=20, stop_ids=[])]
@@ -26,7 +26,7 @@ def test_greedy_is_the_likeliest_token_of_the_full_pass(tiny: tuple[Decoder, Tok
         assert token == int(logits.argmax()) or best[0] - best[1] < 1e-3
 
 
-def test_a_seed_means_the_same_text_and_another_seed_another(tiny: tuple[Decoder, Tokenizer]) -> None:
+def test_a_seed_means_the_same_text_and_another_seed_another(tiny: tuple[LanguageModel, Tokenizer]) -> None:
     model, _ = tiny
 
     def draw(seed: int) -> list[int]:
@@ -47,7 +47,7 @@ def test_draws_follow_the_tempered_distribution() -> None:
         assert chi_square < 16.27  # 3 degrees of freedom, p = 0.001
 
 
-def test_a_stop_id_ends_the_text_and_is_not_printed(tiny: tuple[Decoder, Tokenizer]) -> None:
+def test_a_stop_id_ends_the_text_and_is_not_printed(tiny: tuple[LanguageModel, Tokenizer]) -> None:
     model, tokenizer = tiny
     first = [token for token, _ in generate_ids(model, [1], max_tokens=4, stop_ids=[])]
     stop = first[-1]
@@ -57,7 +57,7 @@ def test_a_stop_id_ends_the_text_and_is_not_printed(tiny: tuple[Decoder, Tokeniz
     assert "".join(map(str, pieces)) == tokenizer.decode([p.token for p in pieces[:-1]], skip_control=True)
 
 
-def test_text_never_runs_beyond_the_positions(tiny: tuple[Decoder, Tokenizer]) -> None:
+def test_text_never_runs_beyond_the_positions(tiny: tuple[LanguageModel, Tokenizer]) -> None:
     model, tokenizer = tiny
     limit = model.config.max_positions
     prompt = [1] + [20] * (limit - 3)
@@ -67,7 +67,7 @@ def test_text_never_runs_beyond_the_positions(tiny: tuple[Decoder, Tokenizer]) -
         list(generate_ids(model, [1] * limit, max_tokens=1))
 
 
-def test_half_a_character_is_never_streamed(tiny: tuple[Decoder, Tokenizer]) -> None:
+def test_half_a_character_is_never_streamed(tiny: tuple[LanguageModel, Tokenizer]) -> None:
     """Whatever bytes the model makes, a piece is whole characters, and the pieces are the decoded text."""
     model, tokenizer = tiny
     pieces = list(minitune.generate(model, tokenizer, "一", max_tokens=60, temperature=1.5, seed=3, stop_ids=[]))
@@ -78,7 +78,7 @@ def test_half_a_character_is_never_streamed(tiny: tuple[Decoder, Tokenizer]) -> 
 @pytest.mark.parametrize(
     "wrong", [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"prompt": []}], ids=str
 )
-def test_settings_out_of_range_are_refused(tiny: tuple[Decoder, Tokenizer], wrong: dict) -> None:
+def test_settings_out_of_range_are_refused(tiny: tuple[LanguageModel, Tokenizer], wrong: dict) -> None:
     settings = {"prompt": [1], "max_tokens": 1} | wrong
     with pytest.raises(ConfigError):
         list(generate_ids(tiny[0], settings.pop("prompt"), **settings))

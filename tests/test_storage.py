@@ -53,7 +53,9 @@ def test_shards_and_one_file_are_the_same_model(tmp_path: Path) -> None:
     assert all(len(load_file(file)) == 1 or file.stat().st_size < 1500 for file in many.glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/hosts", "sub/x.safetensors", "x\\y.safetensors", "x.bin", ""])
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/hosts", "sub/x.safetensors", "x\\y.safetensors", "x.bin", ""]
+)
 def test_an_index_that_points_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     folder = fresh(tmp_path / "model", max_shard_bytes=300)
     save_file({"a": torch.zeros(1)}, tmp_path / "outside.safetensors")
@@ -145,20 +147,20 @@ class Mutations:
 
     def of_bytes(self, data: bytes, reach: int | None = None) -> bytes:
         """Flip, cut, insert or double bytes."""
-        data = bytearray(data)
+        damaged = bytearray(data)
         at = self.rng.randrange(max(1, min(len(data), reach or len(data))))
         match self.rng.randrange(5):
             case 0:
-                data[at : at + 1] = bytes([self.rng.randrange(256)])
+                damaged[at : at + 1] = bytes([self.rng.randrange(256)])
             case 1:
-                del data[at:]
+                del damaged[at:]
             case 2:
-                data[at:at] = self.rng.randbytes(self.rng.randrange(1, 9))
+                damaged[at:at] = self.rng.randbytes(self.rng.randrange(1, 9))
             case 3:
-                del data[at : at + self.rng.randrange(1, 9)]
+                del damaged[at : at + self.rng.randrange(1, 9)]
             case 4:
-                data[at:at] = data[at : at + 16]
-        return bytes(data)
+                damaged[at:at] = damaged[at : at + 16]
+        return bytes(damaged)
 
     def of_safetensors(self, data: bytes) -> bytes:
         """Damage the header as JSON, or the first bytes of the file."""

@@ -22,7 +22,7 @@ from minitune.config import ModelConfig, SFTConfig
 from minitune.data.batch import Batch, pad_rows
 from minitune.errors import TrainingError
 from minitune.jobs.sft import sft
-from minitune.models.decoder import Decoder
+from minitune.models import Decoder, LanguageModel
 from minitune.ops import BUILTIN, IGNORE, REFERENCE, Ops, rows_plan
 from minitune.optim import AdamW, clip_gradients, learning_rate, warmup_steps
 from minitune.tokenizer import load_tokenizer
@@ -38,7 +38,7 @@ def error(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def random_model(ops: Ops = BUILTIN, dtype: torch.dtype = torch.float64) -> Decoder:
+def random_model(ops: Ops = BUILTIN, dtype: torch.dtype = torch.float64) -> LanguageModel:
     config = ModelConfig(
         vocab_size=71, hidden_size=24, intermediate_size=40, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6,
         tie_embeddings=True, qkv_bias=True, o_bias=True,
@@ -61,7 +61,7 @@ def uneven_rows() -> list[Encoded]:
     return [random_row(prompt, answer, seed) for seed, (prompt, answer) in enumerate(sizes)]
 
 
-def gradients(model: Decoder) -> dict[str, Tensor]:
+def gradients(model: LanguageModel) -> dict[str, Tensor]:
     """The gradient of every parameter; they are taken away from the model."""
     found = {}
     for name, weight in model.named_parameters():
@@ -93,7 +93,7 @@ def alpaca_steps(material: Path) -> list[list[Encoded]]:
     return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 
 
-def our_run(model: Decoder, steps: Sequence[Sequence[Encoded]], lr: float) -> list[tuple[float, float]]:
+def our_run(model: LanguageModel, steps: Sequence[Sequence[Encoded]], lr: float) -> list[tuple[float, float]]:
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     optimizer = AdamW(trainable, betas=BETAS, eps=EPS)
     reports = train(model, optimizer, ([pad_rows(rows)] for rows in steps), lr=lambda step: lr, clip=CLIP)

@@ -1,11 +1,10 @@
 """Adapters as PEFT lays them out: ``adapter_config.json`` and ``adapter_model.safetensors``, read and written.
 
-A setting that would change the mathematics and is not built is refused by name, and so is one that nobody knows and that
-is set: an adapter that loads is the adapter that was trained.
+A setting that would change the mathematics and is not built is refused by name, and so is one that nobody knows and
+that is set: an adapter that loads is the adapter that was trained.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open

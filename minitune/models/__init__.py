@@ -1,4 +1,4 @@
-"""Decoders written by hand, and what they share: the Linear seam, the norms, the key/value cache, the published names."""
+"""Decoders written by hand, and what they share: the Linear seam, norms, the key/value cache, the published names."""
 
 import torch
 

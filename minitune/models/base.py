@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from minitune.config import ModelConfig
 from minitune.models.cache import KVCache
-from minitune.models.layers import Embedding
+from minitune.models.layers import Embedding, LayerNorm, RMSNorm
 from minitune.models.linear import Linear
 from minitune.ops import AttentionPlan, Ops, rows_plan
 
@@ -21,7 +21,7 @@ class LanguageModel(nn.Module, ABC):
     """
 
     blocks: nn.ModuleList
-    norm: nn.Module
+    norm: RMSNorm | LayerNorm
 
     def __init__(self, config: ModelConfig, ops: Ops, compute_dtype: torch.dtype):
         super().__init__()
@@ -38,7 +38,8 @@ class LanguageModel(nn.Module, ABC):
         advances the cache.
         """
         if plan is None:
-            plan = rows_plan(*ids.shape, ids.device) if cache is None else cache.plan(ids.shape[1])
+            B, T = ids.shape
+            plan = rows_plan(B, T, ids.device) if cache is None else cache.plan(T)
         return self.hidden(ids, plan, cache)
 
     @abstractmethod

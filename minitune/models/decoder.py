@@ -4,8 +4,8 @@
     for each block:   x = x + attention(norm(x));   x = x + mlp(norm(x))
     hidden = norm(x);   logits = hidden W_head^T
 
-Families differ in what is on the way: a norm behind attention and MLP (Gemma 2, OLMo-2), norms of q and k (Qwen3, OLMo-2),
-biases, windows, caps. A norm that a family does not have is ``nn.Identity``, so that the way stays one.
+Families differ in what is on the way: a norm behind attention and MLP (Gemma 2, OLMo-2), norms of q and k (Qwen3,
+OLMo-2), biases, windows, caps. A norm that a family does not have is ``nn.Identity``, so that the way stays one.
 
 Shapes: B rows, T tokens, C residual channels, H query and K key/value heads of D channels, F channels in the MLP.
 """

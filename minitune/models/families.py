@@ -43,8 +43,8 @@ class Family:
     block: Mapping[str, str]
     """Our module -> published module, inside a block."""
     layouts: Mapping[str, Layout] = field(default_factory=dict)
-    """Modules whose weight is stored otherwise: ``transposed`` (in, out), or ``by_head``, q, k and v of each head together
-    where ours has all of q, then k, then v."""
+    """Modules whose weight is stored otherwise: ``transposed`` (in, out), or ``by_head``, q, k and v of each head
+    together where ours has all of q, then k, then v."""
     body_prefix: str
     """What a file that holds the body without the head leaves out of its names."""
     recomputed: tuple[str, ...] = (".rotary_emb.inv_freq",)
@@ -122,7 +122,7 @@ QWEN3 = replace(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     keys=LLAMA.keys,
-    defaults=QWEN2.defaults | {"head_dim": 128},
+    defaults={**QWEN2.defaults, "head_dim": 128},
     fixed={"qk_norm": "head"},
     block=_BLOCK | _QK_NORM,
 )

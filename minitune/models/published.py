@@ -200,7 +200,8 @@ def _fill_in(ours: dict[str, Any], values: Mapping[str, Any], family: Family) ->
 def _windows(values: Mapping[str, Any], family: Family, layers: int) -> tuple[int, ...]:
     """Keys that each layer sees, 0 for all; nothing where no layer has a window."""
     width = values.get("sliding_window")
-    if family.windows == "none" or width is None or (family.windows == "upper" and not values.get("use_sliding_window")):
+    off = family.windows == "upper" and not values.get("use_sliding_window")
+    if family.windows == "none" or width is None or off:
         return ()
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
         raise ConfigError(f"sliding_window is {width!r}; it must be a whole number of at least 1, or null")
@@ -260,7 +261,8 @@ def _scaling(kind: Any, values: Mapping[str, Any], max_positions: int) -> RopeSc
     unknown = set(values) - set(_SCALING_KEYS)
     if unknown:
         raise ConfigError(f"rope_parameters has an unknown key {min(unknown)!r}{nearest(min(unknown), _SCALING_KEYS)}")
-    fields = {_SCALING_KEYS[key]: value for key, value in values.items() if value is not None}
+    fields: dict[str, Any] = {_SCALING_KEYS[key]: value for key, value in values.items() if value is not None}
+    fields["kind"] = kind
     for name in ("short_factor", "long_factor"):
         if name in fields:
             fields[name] = tuple(map(float, fields[name]))
@@ -269,7 +271,7 @@ def _scaling(kind: Any, values: Mapping[str, Any], max_positions: int) -> RopeSc
         fields["factor"] = max_positions / original
     if kind in ("linear", "dynamic"):
         fields.pop("original_max_positions", None)
-    return RopeScaling(kind=kind, **fields)
+    return RopeScaling(**fields)
 
 
 def _raw_scaling(scaling: RopeScaling) -> dict[str, Any]:

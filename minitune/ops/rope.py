@@ -31,6 +31,7 @@ from torch import Tensor
 from minitune.config import RopeScaling
 from minitune.ops.precision import wide
 
+
 def rope_frequencies(
     channels: int,
     theta: float,

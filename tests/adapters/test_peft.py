@@ -15,7 +15,7 @@ from minitune.adapters.lora import LoRALinear
 from minitune.checkpoint import load_checkpoint, save_checkpoint
 from minitune.config import ModelConfig
 from minitune.errors import CheckpointError, ConfigError
-from minitune.models.decoder import Decoder
+from minitune.models import Decoder, LanguageModel
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EVERY = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
@@ -28,7 +28,7 @@ SHAPE: dict[str, Any] = {
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 
-def random_model(**changes: Any) -> Decoder:
+def random_model(**changes: Any) -> LanguageModel:
     values = SHAPE | {"num_layers": 2, "qkv_bias": True, "o_bias": True} | changes
     model = Decoder(ModelConfig(**values))
     model.initialize(seed=1, std=0.2)
@@ -42,7 +42,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def loaded(base: Path, **how: Any) -> Decoder:
+def loaded(base: Path, **how: Any) -> LanguageModel:
     return load_checkpoint(base, **how).model.eval()
 
 
@@ -51,7 +51,7 @@ def random_ids() -> Tensor:
 
 
 @torch.no_grad()
-def logits_of(model: Decoder) -> Tensor:
+def logits_of(model: LanguageModel) -> Tensor:
     return model.logits(model(random_ids()))
 
 
@@ -272,10 +272,10 @@ def test_the_head_is_refused(base: Path) -> None:
 # -- refusals
 
 
-def refusal(base: Path | Decoder, adapter: Path, *, names: Path) -> str:
+def refusal(base: Path | LanguageModel, adapter: Path, *, names: Path) -> str:
     """The one line with which an adapter is refused; it starts with the path ``names``."""
     with pytest.raises(CheckpointError) as caught:
-        load_adapter(base if isinstance(base, Decoder) else loaded(base), adapter)
+        load_adapter(base if isinstance(base, LanguageModel) else loaded(base), adapter)
     message = str(caught.value)
     assert message.startswith(f"{names}: "), message
     assert "\n" not in message

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from minitune.checkpoint import load_checkpoint
 from minitune.config import ModelConfig
+from minitune.models import Decoder, LanguageModel
 from minitune.models.cache import KVCache
-from minitune.models.decoder import Decoder
 from minitune.ops import BUILTIN, REFERENCE, Ops
 from minitune.sample import generate_ids
 
@@ -19,7 +19,7 @@ CHUNKS = [pytest.param([1] * 30, id="one_by_one"), pytest.param([7, 1, 1, 13, 3,
 CHUNKS.append(pytest.param([29, 1], id="prompt_then_one"))
 
 
-def random_model(ops: Ops, dtype: torch.dtype) -> Decoder:
+def random_model(ops: Ops, dtype: torch.dtype) -> LanguageModel:
     """A small model with grouped heads, in ``dtype``; weights large enough for attention to choose."""
     config = ModelConfig(
         vocab_size=61, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=10,
@@ -34,12 +34,12 @@ def random_ids(rows: int, tokens: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 61, (rows, tokens), generator=torch.Generator().manual_seed(seed))
 
 
-def full_pass(model: Decoder, ids: Tensor) -> Tensor:
+def full_pass(model: LanguageModel, ids: Tensor) -> Tensor:
     with torch.no_grad():
         return model.logits(model(ids))
 
 
-def in_chunks(model: Decoder, ids: Tensor, chunks: list[int], capacity: int) -> Tensor:
+def in_chunks(model: LanguageModel, ids: Tensor, chunks: list[int], capacity: int) -> Tensor:
     """The logits of ``ids``, decoded chunk by chunk through one cache."""
     cache = KVCache(model.config, len(ids), capacity, device="cpu", dtype=model.compute_dtype)
     parts = []

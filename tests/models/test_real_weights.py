@@ -16,7 +16,7 @@ import torch
 from minitune.chat import Encoded
 from minitune.checkpoint import load_checkpoint
 from minitune.data.batch import pad_rows
-from minitune.models.decoder import Decoder
+from minitune.models import LanguageModel
 from minitune.ops import BUILTIN, REFERENCE, Ops
 from minitune.sample import generate_ids
 from minitune.tokenizer import Tokenizer, load_tokenizer
@@ -45,7 +45,7 @@ def reference_of(material: Path, published: Published) -> dict[str, Any]:
     return json.loads((material / published.truth / "derived_reference.json").read_text("utf-8"))
 
 
-def greedy(model: Decoder, prompt: list[int], length: int) -> list[int]:
+def greedy(model: LanguageModel, prompt: list[int], length: int) -> list[int]:
     """The prompt and its greedy continuation, ``length`` ids together; a stop id does not stop it."""
     made = generate_ids(model, prompt, max_tokens=length - len(prompt), stop_ids=())
     return prompt + [token for token, _ in made]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from minitune.chat import Encoded
 from minitune.checkpoint import load_checkpoint, save_checkpoint
 from minitune.data.batch import pad_rows
-from minitune.models.decoder import Decoder
+from minitune.models import LanguageModel
 from minitune.models.published import stored_tensors
 from minitune.ops import BUILTIN, IGNORE, REFERENCE, Ops
 from minitune.train import next_token_loss
@@ -95,7 +95,7 @@ def error(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def first_difference(ours: Decoder, theirs: Any, ids: Tensor) -> str:
+def first_difference(ours: LanguageModel, theirs: Any, ids: Tensor) -> str:
     """The first layer whose output is not the reference's, in words."""
     outputs: dict[str, Tensor] = {}
 
@@ -122,7 +122,7 @@ def first_difference(ours: Decoder, theirs: Any, ids: Tensor) -> str:
     return "all hidden states are equal, so it is the head"
 
 
-def assert_same_logits(ours: Decoder, theirs: Any, ids: Tensor) -> None:
+def assert_same_logits(ours: LanguageModel, theirs: Any, ids: Tensor) -> None:
     with torch.no_grad():
         found = error(ours.logits(ours(ids)), theirs(ids).logits)
     assert found <= 1e-4, f"logits: relative error {found:.1e}; {first_difference(ours, theirs, ids)}"
