@@ -55,7 +55,10 @@ def test_a_folder_that_is_no_model(capsys: pytest.CaptureFixture[str], tmp_path:
     assert "not valid JSON (line 1" in fails(capsys, "info", str(model))
     shutil.copy(TINY / "config.json", model)
     (model / "tokenizer.model").unlink()
-    assert "tokenizer" in fails(capsys, "info", str(model))
+    assert "tokenizer" in fails(capsys, "generate", str(model), "x", "--device", "cpu")
+    # What a folder is can be told without its tokenizer.
+    assert main(["info", str(model)]) == 0
+    assert "none that can be used" in capsys.readouterr().out
 
 
 def test_a_pickle_is_never_opened(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
