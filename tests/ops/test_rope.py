@@ -84,12 +84,18 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 32768}
 DEEPSEEK = {"factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 0.707}
 
 # The head's channels, theta, the settings as config.json has them, and the model's positions.
-PUBLISHED: dict[str, tuple[int, float, dict, int]] = {
+PUBLISHED: dict[str, tuple[int, float, dict[str, Any], int]] = {
     "Llama-3.1-8B": (128, 5e5, {"rope_type": "llama3", "factor": 8.0, **LLAMA3}, 131072),
     "Llama-3.2-1B": (64, 5e5, {"rope_type": "llama3", "factor": 32.0, **LLAMA3}, 131072),
     "Qwen2.5 yarn": (128, 1e6, {"rope_type": "yarn", **YARN}, 131072),
     "yarn betas": (128, 1e4, {"rope_type": "yarn", **YARN, "beta_fast": 24, "beta_slow": 2.5}, 131072),
     "yarn untruncated": (64, 1.5e5, {"rope_type": "yarn", **YARN, "truncate": False}, 131072),
+    "yarn one beta": (
+        64,
+        1e4,
+        {"rope_type": "yarn", **YARN, "beta_fast": 8, "beta_slow": 8, "truncate": False},
+        131072,
+    ),
     "yarn attention_factor": (64, 1e4, {"rope_type": "yarn", **YARN, "attention_factor": 1.25}, 131072),
     "yarn mscale": (64, 1e4, {"rope_type": "yarn", **DEEPSEEK}, 163840),
     "yarn mscale alone": (64, 1e4, {"rope_type": "yarn", **YARN, "mscale": 0.5}, 131072),
@@ -105,7 +111,7 @@ PUBLISHED: dict[str, tuple[int, float, dict, int]] = {
 NAMES = {"rope_type": "kind", "original_max_position_embeddings": "original_max_positions"}
 
 
-def scaling_of(published: dict, positions: int) -> RopeScaling:
+def scaling_of(published: dict[str, Any], positions: int) -> RopeScaling:
     """Our settings from the published ones: other names, tuples for lists, longrope's factor from the positions."""
     given: dict[str, Any] = {NAMES.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in published.items()}
     given.pop("partial_rotary_factor", None)
