@@ -285,8 +285,8 @@ class SFTConfig:
     """Where to compute; auto takes a GPU when there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; trainable weights are kept in float32 all the same. auto chooses and says why."""
-    ops: Literal["auto", "builtin", "reference"] = "auto"
-    """Implementation of the mathematics: torch's own functions, or the readable formulas."""
+    ops: Literal["auto", "triton", "builtin", "reference"] = "auto"
+    """Implementation of the mathematics: our kernels, torch's own functions, or the readable formulas."""
     seed: int = 0
     """Decides the validation rows, the order of the rows and the start of the LoRA matrices."""
     force: bool = False

@@ -7,7 +7,7 @@ import time
 import torch
 
 from minitune.errors import ConfigError
-from minitune.ops import BUILTIN, REFERENCE, Ops
+from minitune.ops import BUILTIN, REFERENCE, Ops, triton_ops
 
 # bfloat16 halves the digits; it has to halve the time as well to be taken unasked.
 WORTH_IT = 0.5
@@ -49,11 +49,22 @@ def pick_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "the safe choice on this device"
 
 
-def pick_ops(name: str) -> tuple[Ops, str]:
-    """The table of operations for ``auto``, ``builtin`` or ``reference``, and why."""
-    if name == "reference":
-        return REFERENCE, "asked for"
-    return BUILTIN, "asked for" if name == "builtin" else "torch's own functions"
+def pick_ops(name: str, device: torch.device) -> tuple[Ops, str]:
+    """The table of operations for ``auto``, ``triton``, ``builtin`` or ``reference`` on ``device``, and why.
+
+    The only choice that is made unasked: on a CUDA device the kernels where they serve everything, else torch's own
+    functions. ConfigError where the kernels are asked for and cannot be had.
+    """
+    if name in ("reference", "builtin"):
+        return (REFERENCE if name == "reference" else BUILTIN), "asked for"
+    if name == "auto" and device.type != "cuda":
+        return BUILTIN, "torch's own functions"
+    try:
+        return triton_ops(), "asked for" if name == "triton" else "our kernels"
+    except RuntimeError as error:
+        if name == "triton":
+            raise ConfigError(f"--ops triton: {error}; use --ops builtin") from None
+        return BUILTIN, f"torch's own functions: {error}"
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -10,10 +10,11 @@ import torch
 
 import minitune
 from minitune import SFTConfig
-from minitune.device import pick_dtype
+from minitune.device import pick_dtype, pick_ops
 from minitune.errors import ConfigError, DataError
 from minitune.jobs.load import TINY, resolve
 from minitune.jobs.sft import Run
+from minitune.ops import BUILTIN, REFERENCE
 
 ROWS = TINY / "rows.jsonl"
 
@@ -162,3 +163,17 @@ def test_a_result_is_one_json_document(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(
         json.dumps(dataclasses.asdict(result))
     )
+
+
+def test_the_kernels_are_told_when_they_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing falls back in silence: asked for by name it is an error, chosen by itself the reason is printed."""
+
+    def none() -> None:
+        raise RuntimeError("minitune_kernels has no kernel yet for: rope")
+
+    monkeypatch.setattr("minitune.device.triton_ops", none)
+    with pytest.raises(ConfigError, match="no kernel yet for: rope; use --ops builtin"):
+        pick_ops("triton", torch.device("cpu"))
+    assert pick_ops("auto", torch.device("cuda"))[1].endswith("no kernel yet for: rope")
+    assert pick_ops("auto", torch.device("cpu")) == (BUILTIN, "torch's own functions")
+    assert pick_ops("reference", torch.device("cpu"))[0] is REFERENCE

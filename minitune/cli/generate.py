@@ -32,7 +32,7 @@ class Generate:
     """Where to compute; auto takes a GPU when there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Compute type; auto takes what this device is fast in."""
-    ops: Literal["auto", "builtin", "reference"] = "auto"
+    ops: Literal["auto", "triton", "builtin", "reference"] = "auto"
     """Implementation of the mathematics."""
     json: bool = False
     """Print one JSON document as the last line of standard output; the text streams to standard error."""

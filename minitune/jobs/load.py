@@ -58,7 +58,7 @@ def load(
     source = resolve(name)
     where, _ = pick_device(device)
     kind, _ = pick_dtype(dtype, where)
-    table, _ = pick_ops(ops)
+    table, _ = pick_ops(ops, where)
     checkpoint = load_checkpoint(source.base, device=where, dtype=kind, ops=table)
     tokenizer = tokenizer_of(checkpoint)
     if source.adapter is not None:

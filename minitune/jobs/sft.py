@@ -79,7 +79,7 @@ class Run:
             raise ConfigError(f"{config.model} is an adapter; tuning one further is not built yet, name its base model")
         self.device, why_device = pick_device(config.device)
         compute, why_dtype = pick_dtype(config.dtype, self.device)
-        ops, why_ops = pick_ops(config.ops)
+        ops, why_ops = pick_ops(config.ops, self.device)
         self.choices = {"device": (str(self.device), why_device), "dtype": (_short(compute), why_dtype)}
         self.choices["ops"] = (ops.name, why_ops)
         # Trainable weights are kept in float32 whatever the products are computed in; a frozen base need not be.
