@@ -2,8 +2,9 @@
 
     python -m bench.sft_real            (needs the weights and the rows; MINITUNE_MATERIAL names their folder)
 
-Each run is a process of its own, so that its peak memory is its own. Prints a table and appends a line a run to
-``bench/results/sft_real.jsonl``: the command, the result as ``minitune sft --json`` gives it, and the machine.
+Each run is a process of its own, so that its peak memory is its own. Appends a line a run to
+``bench/results/sft_real.jsonl``: the command, the result as ``minitune sft --json`` gives it, the curve, the machine.
+``python -m bench.report`` puts the newest of them into the README and draws the curves.
 """
 
 import json
@@ -42,7 +43,16 @@ def run(words: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "minitune", "sft", *words, "--out", str(Path(scratch) / "run"), "--json"]
         done = subprocess.run(command, cwd=material(), stdout=subprocess.PIPE, text=True, check=True)
-        return json.loads(done.stdout.splitlines()[-1]) | {"run": None}
+        metrics = (Path(scratch) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        curve = smooth([json.loads(line) for line in metrics])
+        return json.loads(done.stdout.splitlines()[-1]) | {"run": None, "curve": curve}
+
+
+def smooth(lines: list[dict[str, Any]], width: int = 20) -> list[tuple[int, float]]:
+    """Training loss per ``width`` steps: (last step, mean loss)."""
+    steps = [line for line in lines if "loss" in line]
+    parts = [steps[i : i + width] for i in range(0, len(steps), width)]
+    return [(part[-1]["step"], round(sum(line["loss"] for line in part) / len(part), 4)) for part in parts]
 
 
 def environment() -> dict[str, Any]:
@@ -60,19 +70,13 @@ def environment() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run all, append the results, print the table."""
-    print("| run | steps | seconds | peak memory | validation loss before | after |")
-    print("|---|--:|--:|--:|--:|--:|")
+    """Run all and append the results."""
     for name, words in RUNS.items():
         result = run(words)
         line = {"name": name, "command": "minitune sft " + " ".join(words), "result": result, **environment()}
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        print(
-            f"| {name} | {result['steps']} | {result['seconds']:.0f} | {result['peak_memory_bytes'] / 2**20:.0f} MiB "
-            f"| {result['val_loss_before']:.3f} | {result['val_loss_after']:.3f} |",
-            flush=True,
-        )
+        print(f"{name}: {result['seconds']:.0f} s, validation loss {result['val_loss_after']:.3f}", flush=True)
 
 
 if __name__ == "__main__":

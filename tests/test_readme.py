@@ -240,3 +240,10 @@ def test_a_command_that_minitune_does_not_have_would_be_seen() -> None:
     small = "```sh\nminitune nosuch tiny\nminitune info tiny --no-such-flag\n```\n"
     with pytest.raises(AssertionError, match=r"(?s)does not list 'nosuch'.*does not know --no-such-flag"):
         test_every_command_line_parses(small)
+
+
+def test_the_figures_are_the_measured_ones(readme: str) -> None:
+    """What the README claims of speed, memory and loss is what the committed results say, to the letter."""
+    from bench.report import with_section
+
+    assert with_section(readme) == readme, "run: python -m bench.report"

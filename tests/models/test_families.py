@@ -1,6 +1,7 @@
 """Every family against the reference library, there and back, on tiny random models with every flag on."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from safetensors.torch import load_file
 
 from bench.parity import CASES, Case, compare, reference_model, relative
 from minitune.checkpoint import load_checkpoint, read_config, save_checkpoint
+from minitune.cli import main
+from minitune.errors import CheckpointError
 from minitune.models import build
 from minitune.models.families import FAMILIES
 from minitune.models.published import _WINDOW_KEYS, model_config, raw_config
@@ -99,3 +102,50 @@ def test_the_head_and_what_lies_on_the_way_are_initialised(tmp_path: Path) -> No
         with torch.no_grad():
             loss, count = model.loss(model(ids), ids.flip(0, 1))
         assert abs(float(loss / count) - torch.log(torch.tensor(config.vocab_size)).item()) < 0.3, case.name
+
+
+def norm_of(reference: Any) -> Any:
+    """The last norm of a reference model."""
+    body = reference.base_model
+    return next(getattr(body, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(body, name))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_norms_round_in_the_order_of_their_family(case: Case, tmp_path: Path) -> None:
+    """In bfloat16 the order of rounding and scaling shows in the bits; logits stay as near as two roundings allow."""
+    reference = reference_model(case).to(torch.bfloat16)
+    reference.save_pretrained(tmp_path)
+    model = load_checkpoint(tmp_path, dtype=torch.bfloat16, ops=REFERENCE).model
+    x = torch.randn(2, 7, model.config.hidden_size, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad():
+        theirs, ours = norm_of(reference)(x), model.norm(x)
+        if model.config.form == "llama":
+            assert torch.equal(ours, theirs)
+        else:  # LayerNorm is one rounding at the end, whose last bit depends on the order of its sums
+            assert (ours.float() - theirs.float()).abs().max() <= 2**-7 * theirs.float().abs().max()
+        ids = torch.arange(20)[None] % case.settings["vocab_size"]
+        assert relative(model.logits(model(ids)).float(), reference(ids).logits.float()) < 0.05
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_float16_only_where_it_is_wide_enough(case: Case, tmp_path: Path) -> None:
+    """Activations of Qwen and Gemma overflow float16 (B37): refused with the reason."""
+    reference_model(case).save_pretrained(tmp_path)
+    if FAMILIES[case.family].float16:
+        model = load_checkpoint(tmp_path, dtype=torch.float16).model
+        assert model(torch.arange(8)[None]).dtype == torch.float16
+    else:
+        with pytest.raises(CheckpointError, match="overflow float16; use bfloat16 or float32"):
+            load_checkpoint(tmp_path, dtype=torch.float16)
+
+
+def test_info_tells_what_each_family_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, case in enumerate(CASES):
+        folder = tmp_path / str(number)
+        reference = reference_model(case)
+        reference.save_pretrained(folder)
+        assert main(["info", str(folder)]) == 0
+        out = capsys.readouterr().out
+        assert f"family                {case.family}\n" in out
+        assert f"{sum(weight.numel() for weight in reference.parameters()):,}" in out
+        assert "0 unused, 0 missing" in out
