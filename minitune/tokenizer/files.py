@@ -1,6 +1,7 @@
 """What the small files beside a tokenizer say: which tokens have a role, which are special, which were added."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,16 @@ def checked_id(value: object, where: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_IDS:
         return value
     raise TokenizerError(f"{where} has the id {shown(value)}; expected an integer from 0 to {MAX_IDS - 1}")
+
+
+def check_added(path: Path, companions: Companions, id_of: Mapping[str, int]) -> None:
+    """Raise ``TokenizerError`` where a small file gives a token another id than the tokenizer file does."""
+    for name, id in companions.added.items():
+        if id_of.get(name) != id:
+            raise TokenizerError(
+                f"{companions.config.parent}: the token {shown(name)} is added with the id {id}, but in {path.name} it "
+                f"is {id_of.get(name, 'absent')}; the files must come from the same checkpoint"
+            )
 
 
 def _names(value: object, where: str) -> list[str]:

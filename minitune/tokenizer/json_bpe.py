@@ -5,10 +5,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from minitune.errors import TokenizerError
 from minitune.tokenizer.base import REPLACEMENT, SPACE_MARK, Tokenizer, Vocabulary, byte_of, role_id, without_surrogates
-from minitune.tokenizer.files import ROLES, Companions, shown
+from minitune.tokenizer.files import ROLES, Companions, check_added
 from minitune.tokenizer.json_spec import AddedToken, JsonSpec, read_spec
 from minitune.tokenizer.merge import MergeTable
 
@@ -38,8 +39,8 @@ class JsonBPE(Tokenizer):
         self._merges = MergeTable(merges, self.vocab_size)
         self._byte_ids = [self._vocab.get(f"<0x{b:02X}>") for b in range(256)]
         passed_over = self.control_ids | {a.id for a in spec.added if a.special}  # an unknown token may be special too
-        self._raw = _Matcher([(a.content, a) for a in spec.added if not a.normalized], passed_over)
-        self._normal = _Matcher([(normalized(spec, a.content), a) for a in spec.added if a.normalized], passed_over)
+        self._raw = AddedMatcher([(a.content, a) for a in spec.added if not a.normalized], passed_over)
+        self._normal = AddedMatcher([(normalized(spec, a.content), a) for a in spec.added if a.normalized], passed_over)
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         ids: list[int] = []
@@ -108,7 +109,7 @@ def normalized(spec: JsonSpec, text: str, *, bare: bool = False) -> str:
     return text.replace(" ", SPACE_MARK) if spec.normalizes_spaces else text
 
 
-class _Matcher:
+class AddedMatcher:
     """Added tokens in a text: leftmost first, longest first; special ones are passed over and stay text."""
 
     def __init__(self, tokens: list[tuple[str, AddedToken]], passed_over: frozenset[int]):
@@ -139,9 +140,9 @@ class _Matcher:
             yield done, text[done:], None
 
 
-def load_json_bpe(path: Path, companions: Companions) -> JsonBPE:
+def load_json_bpe(path: Path, root: dict[str, Any], data: bytes, companions: Companions) -> JsonBPE:
     """Load a ``tokenizer.json`` of the sentencepiece kind; raises ``TokenizerError`` for any other."""
-    spec = read_spec(path)
+    spec = read_spec(path, root, data)
     id_of = dict(spec.vocab) | {a.content: a.id for a in spec.added}
     special = {a.content for a in spec.added if a.special}
     covered = spec.byte_fallback and {f"<0x{b:02X}>" for b in range(256)} <= spec.vocab.keys() - special
@@ -150,12 +151,7 @@ def load_json_bpe(path: Path, companions: Companions) -> JsonBPE:
             f"{path}: model.unk_token is null and bytes have no complete fallback, so characters would vanish; "
             "expected an unk_token, or byte_fallback with all of <0x00> to <0xFF>"
         )
-    for name, id in companions.added.items():
-        if id_of.get(name) != id:
-            raise TokenizerError(
-                f"{companions.config.parent}: the token {shown(name)} is added with the id {id}, but in {path.name} it "
-                f"is {id_of.get(name, 'absent')}; the files must come from the same checkpoint"
-            )
+    check_added(path, companions, id_of)
     pieces: list[str | None] = [None] * (max(id_of.values()) + 1)
     for token, id in id_of.items():
         pieces[id] = token

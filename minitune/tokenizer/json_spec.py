@@ -65,8 +65,8 @@ def refuse(path: Path, what: str, value: object, expected: str) -> NoReturn:
     raise TokenizerError(f"{path}: {what} is {shown(value)}, which is not supported; expected {expected}")
 
 
-def read_spec(path: Path) -> JsonSpec:
-    """Read and check a ``tokenizer.json``; raises ``TokenizerError`` with one line."""
+def read_root(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Return the object of a ``tokenizer.json`` with a known version, known components and a model, and the bytes."""
     root, data = read_json(path)
     for key in root:
         if key not in TOP_LEVEL:
@@ -76,8 +76,19 @@ def read_spec(path: Path) -> JsonSpec:
     model = root.get("model")
     if not isinstance(model, dict):
         raise TokenizerError(f"{path}: 'model' is {shown(model)}; expected an object with type, vocab and merges")
-    _check_model(path, model, root)
-    vocab = _read_vocab(path, model.get("vocab"))
+    check_model(path, model)
+    return root, data
+
+
+def is_byte_level(root: dict[str, Any]) -> bool:
+    """Whether a ``tokenizer.json`` speaks of the byte alphabet, in its pre-tokenizer or in its decoder."""
+    return any("'ByteLevel'" in str(root.get(part)) for part in ("pre_tokenizer", "decoder"))
+
+
+def read_spec(path: Path, root: dict[str, Any], data: bytes) -> JsonSpec:
+    """Read and check what ``read_root`` gave; raises ``TokenizerError`` with one line."""
+    model = root["model"]
+    vocab = read_vocab(path, model.get("vocab"))
     prepends, replaces = _read_normalizer(path, root.get("normalizer"))
     scheme, metaspace = _read_pre_tokenizer(path, root.get("pre_tokenizer"), prepends, replaces)
     decoder = _read_decoder(path, root.get("decoder"))
@@ -90,21 +101,22 @@ def read_spec(path: Path) -> JsonSpec:
         vocab=vocab,
         merges=_read_merges(path, model.get("merges"), vocab),
         unk_token=unk_token,
-        fuse_unk=_flag(path, model, "model.fuse_unk", False),
-        byte_fallback=_flag(path, model, "model.byte_fallback", False),
-        ignore_merges=_flag(path, model, "model.ignore_merges", False),
-        added=_read_added(path, root.get("added_tokens"), vocab),
+        fuse_unk=flag(path, model, "model.fuse_unk", False),
+        byte_fallback=flag(path, model, "model.byte_fallback", False),
+        ignore_merges=flag(path, model, "model.ignore_merges", False),
+        added=read_added(path, root.get("added_tokens"), vocab),
         normalizes_spaces=replaces,
         has_metaspace=metaspace,
         prefix="prepend" if prepends else scheme,
         decodes_marks="Replace" in decoder,
         decodes_bytes="ByteFallback" in decoder,
         strips_space="Strip" in decoder,
-        single=_read_post_processor(path, root.get("post_processor")),
+        single=read_template(path, root.get("post_processor")),
     )
 
 
-def _flag(path: Path, source: dict[str, Any], name: str, default: bool) -> bool:
+def flag(path: Path, source: dict[str, Any], name: str, default: bool) -> bool:
+    """Return a true or false of a file; null and absence give the default."""
     value = source.get(name.rpartition(".")[2])
     if value is None:
         return default
@@ -113,12 +125,10 @@ def _flag(path: Path, source: dict[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _check_model(path: Path, model: dict[str, Any], root: dict[str, Any]) -> None:
+def check_model(path: Path, model: dict[str, Any]) -> None:
+    """Refuse a model that is not BPE, or that has a setting which would change ids in a way not known here."""
     if model.get("type") != "BPE":
         refuse(path, "model.type", model.get("type"), "'BPE'")
-    for part in ("pre_tokenizer", "decoder"):
-        if '"ByteLevel"' in str(root.get(part)).replace("'", '"'):
-            refuse(path, part, "ByteLevel", "the sentencepiece kind of BPE (byte-level BPE is not supported yet)")
     for key in model:
         if key not in MODEL_KEYS:
             refuse(path, "the key in model", key, f"one of {', '.join(sorted(MODEL_KEYS))}")
@@ -140,7 +150,8 @@ def _check_text(path: Path, token: str, where: str) -> None:
         raise TokenizerError(f"{path}: {where} {token!a} holds a lone surrogate; expected Unicode text") from None
 
 
-def _read_vocab(path: Path, vocab: object) -> dict[str, int]:
+def read_vocab(path: Path, vocab: object) -> dict[str, int]:
+    """Return ``model.vocab`` checked: every token is Unicode text and has an id of its own."""
     if not isinstance(vocab, dict) or not vocab:
         raise TokenizerError(f"{path}: model.vocab is {shown(vocab)}; expected an object from token to id")
     owner: dict[int, str] = {}
@@ -178,7 +189,8 @@ def _read_merges(path: Path, merges: object, vocab: dict[str, int]) -> list[tupl
     return pairs
 
 
-def _read_added(path: Path, entries: object, vocab: dict[str, int]) -> list[AddedToken]:
+def read_added(path: Path, entries: object, vocab: dict[str, int]) -> list[AddedToken]:
+    """Return ``added_tokens`` checked against the vocabulary."""
     if entries is None:
         return []
     if not isinstance(entries, list):
@@ -198,16 +210,16 @@ def _read_added(path: Path, entries: object, vocab: dict[str, int]) -> list[Adde
                 f"{where}: {shown(content)} has the id {id}, but the id {id} is {shown(owner[id])} and "
                 f"{shown(content)} is {id_of.get(content, 'free')}; ids and tokens must agree"
             )
-        flags = {key: _flag(path, entry, f"added_tokens[{i}].{key}", False) for key in ("special", "lstrip", "rstrip")}
-        flags["normalized"] = _flag(path, entry, f"added_tokens[{i}].normalized", not flags["special"])
-        if _flag(path, entry, f"added_tokens[{i}].single_word", False) and not flags["special"]:
+        flags = {key: flag(path, entry, f"added_tokens[{i}].{key}", False) for key in ("special", "lstrip", "rstrip")}
+        flags["normalized"] = flag(path, entry, f"added_tokens[{i}].normalized", not flags["special"])
+        if flag(path, entry, f"added_tokens[{i}].single_word", False) and not flags["special"]:
             refuse(path, f"added_tokens[{i}].single_word ({shown(content)})", True, "false")
         added.append(AddedToken(id=id, content=content, **flags))
     return added
 
 
-def _parts(path: Path, component: object, name: str, list_key: str) -> list[dict[str, Any]]:
-    """A component as a flat list of parts with a type; a Sequence is opened."""
+def parts_of(path: Path, component: object, name: str, list_key: str) -> list[dict[str, Any]]:
+    """Return a component as a flat list of parts with a type; a Sequence is opened."""
     if component is None:
         return []
     if not isinstance(component, dict) or not isinstance(component.get("type"), str):
@@ -217,7 +229,7 @@ def _parts(path: Path, component: object, name: str, list_key: str) -> list[dict
     inner = component.get(list_key)
     if not isinstance(inner, list):
         raise TokenizerError(f"{path}: {name}.{list_key} is {shown(inner)}; expected a list")
-    return [part for item in inner for part in _parts(path, item, name, list_key)]
+    return [part for item in inner for part in parts_of(path, item, name, list_key)]
 
 
 def _read_normalizer(path: Path, component: object) -> tuple[bool, bool]:
@@ -227,7 +239,7 @@ def _read_normalizer(path: Path, component: object) -> tuple[bool, bool]:
         "Replace": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK},
     }
     seen = []
-    for part in _parts(path, component, "normalizer", "normalizers"):
+    for part in parts_of(path, component, "normalizer", "normalizers"):
         if part != known.get(part["type"]) or part["type"] in seen:
             refuse(path, "normalizer", part, "at most one Prepend of U+2581 and one Replace of ' ' by U+2581")
         seen.append(part["type"])
@@ -236,7 +248,7 @@ def _read_normalizer(path: Path, component: object) -> tuple[bool, bool]:
 
 def _read_pre_tokenizer(path: Path, component: object, prepends: bool, replaces: bool) -> tuple[str, bool]:
     """The prefix scheme of Metaspace (``never`` without one), and whether there is one."""
-    parts = _parts(path, component, "pre_tokenizer", "pretokenizers")
+    parts = parts_of(path, component, "pre_tokenizer", "pretokenizers")
     if not parts:
         return "never", False
     if len(parts) > 1:
@@ -253,12 +265,12 @@ def _read_pre_tokenizer(path: Path, component: object, prepends: bool, replaces:
         refuse(path, "pre_tokenizer", part, "null or Metaspace with split false")
     if part.get("replacement") != SPACE_MARK:
         refuse(path, "pre_tokenizer.replacement", part.get("replacement"), "U+2581")
-    if _flag(path, part, "pre_tokenizer.split", True):
+    if flag(path, part, "pre_tokenizer.split", True):
         refuse(path, "pre_tokenizer.split", True, "false")
     scheme = part.get("prepend_scheme", "always")
     if scheme not in ("first", "always", "never"):
         refuse(path, "pre_tokenizer.prepend_scheme", scheme, "'first', 'always' or 'never'")
-    if not _flag(path, part, "pre_tokenizer.add_prefix_space", True):
+    if not flag(path, part, "pre_tokenizer.add_prefix_space", True):
         if part.get("prepend_scheme", "never") != "never":
             refuse(path, "pre_tokenizer.prepend_scheme", scheme, "'never', as add_prefix_space is false")
         scheme = "never"
@@ -276,7 +288,7 @@ def _read_decoder(path: Path, component: object) -> list[str]:
     }
     expected = "a Sequence of Replace (U+2581 by ' '), ByteFallback, Fuse and, where there is a prefix, Strip"
     types = []
-    for part in _parts(path, component, "decoder", "decoders"):
+    for part in parts_of(path, component, "decoder", "decoders"):
         if part != known.get(part["type"]):
             refuse(path, "decoder", part, expected)
         types.append(part["type"])
@@ -285,7 +297,8 @@ def _read_decoder(path: Path, component: object) -> list[str]:
     return types
 
 
-def _read_post_processor(path: Path, component: object) -> list[str | None]:
+def read_template(path: Path, component: object) -> list[str | None]:
+    """Return the post-processor's form of one text: special names, None where the text stands."""
     if component is None:
         return [None]
     if not isinstance(component, dict) or component.get("type") != "TemplateProcessing":

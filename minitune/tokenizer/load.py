@@ -5,8 +5,10 @@ from pathlib import Path
 
 from minitune.errors import TokenizerError
 from minitune.tokenizer.base import Tokenizer
+from minitune.tokenizer.byte_level import load_byte_level
 from minitune.tokenizer.files import Companions, read_bytes, read_companions
 from minitune.tokenizer.json_bpe import load_json_bpe
+from minitune.tokenizer.json_spec import is_byte_level, read_root
 from minitune.tokenizer.sentencepiece_file import load_sentencepiece
 
 
@@ -30,7 +32,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def _load_file(path: Path, companions: Companions) -> Tokenizer:
     if path.suffix == ".json":
-        return load_json_bpe(path, companions)
+        root, data = read_root(path)
+        load = load_byte_level if is_byte_level(root) else load_json_bpe
+        return load(path, root, data, companions)
     if path.suffix == ".model":
         data = read_bytes(path)
         if _is_tiktoken(data):

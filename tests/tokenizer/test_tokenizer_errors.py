@@ -183,10 +183,6 @@ def test_other_sentencepiece_kinds_are_named(settings: dict[str, object], word: 
     ("folder", "word"),
     [
         ("tokenizers/llama2/hf", "merge 18917"),
-        ("tokenizers/gpt2", "ByteLevel"),
-        ("tokenizers/smollm2", "ByteLevel"),
-        ("tokenizers/qwen2", "ByteLevel"),
-        ("tokenizers/minimind", "ByteLevel"),
         ("tokenizers/llama3", "tiktoken"),
         ("tokenizers/t5", "spiece.model"),
         ("templates", "tokenizer.model"),

@@ -35,9 +35,7 @@ class SlowBPE:
         symbols = list(normal)
         while True:
             found = [
-                (-self.score[self.id_of[a + b]], i)
-                for i, (a, b) in enumerate(pairwise(symbols))
-                if a + b in self.id_of
+                (-self.score[self.id_of[a + b]], i) for i, (a, b) in enumerate(pairwise(symbols)) if a + b in self.id_of
             ]
             if not found:
                 break

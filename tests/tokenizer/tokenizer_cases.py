@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from minitune.tokenizer.byte_level_spec import BYTE_CHARS
+
 SPACE = "\u2581"
 STRETCHES = [
     "the cat", "Once upon a time", "\u4f60\u597d\uff0c\u4e16\u754c", "\u9f98", "\u3053\u3093\u306b\u3061\u306f",
@@ -87,6 +89,39 @@ def tiny_spec(*, bytes_covered: bool = True, **model: Any) -> dict[str, Any]:
             "merges": [f"{left} {right}" for left, right in merges],
         }
         | model,
+    }
+
+
+def byte_spec(**model: Any) -> dict[str, Any]:
+    """Return a small ``tokenizer.json`` of the byte-level kind, as an object to change; ``model`` overrides keys."""
+    merges = [
+        "\u0120 a",
+        "a b",
+        "\u0120a b",
+        "b c",
+        "ab c",
+        "\u0120 \u0120",
+        "\u00c3 \u00a9",
+        "1 2",
+        "12 3",
+        "' s",
+        "\u010a \u010a",
+    ]
+    merges += ["e \u00cc", "e\u00cc \u0123", "< s", "<s >", "\u0120\u0120 \u0120\u0120"]
+    tokens = ["<s>", "</s>", *BYTE_CHARS.values()]
+    tokens += [made for made in (merge.replace(" ", "") for merge in merges) if made not in tokens]
+    special = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    chosen = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False}
+    chosen |= {"ignore_merges": False, "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": token} | special for i, token in enumerate(tokens[:2])],
+        "normalizer": None,
+        "pre_tokenizer": dict(level),
+        "post_processor": None,
+        "decoder": dict(level),
+        "model": chosen | model,
     }
 
 

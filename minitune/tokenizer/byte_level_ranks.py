@@ -1,0 +1,116 @@
+"""When may merging by the rank of the merged bytes stand for a list of merges? Here that is proved for a vocabulary.
+
+tiktoken merges any two neighbours whose joined bytes are a token, the token of the lowest rank first, the leftmost of
+equals first. A list names the pairs. The two agree on every text if either of these holds, and both are cheap to check:
+
+* *Complete*: for each token, every way of cutting it into two tokens is listed, and its merges stand together in the
+  list. Then both know the same pairs. Two different pairs that make one token never meet in one text: what merged
+  inside its bytes so far depends on these bytes alone, so the last pair does too.
+* *Reached*: every token has one merge, its parts rank before it, and the list run on its bytes gives the token. Take a
+  shortest token that ranks make of another pair than the listed one. Up to that pair both ran alike, and there the list
+  would stop, though it gives the token: so there is no such token.
+
+Whether the list gives the token is read from the trees of its two parts: neighbours across the cut exist at the same
+time, and no listed merge of two of them may come before one of them is used up.
+"""
+
+from minitune.tokenizer.byte_level_spec import ByteLevelSpec
+
+
+def live_merges(spec: ByteLevelSpec, closed: frozenset[int]) -> list[tuple[int, int, int]]:
+    """Return the merges that text can reach: none makes a closed id, and the parts are bytes or made before or after.
+
+    A pair listed twice keeps its last place, as in the reference.
+    """
+    known = spec.token_bytes
+    merges = spec.merges
+    lefts, rights, made = map(set, zip(*merges, strict=True)) if merges else (set(), set(), set())
+    if not (lefts | rights | made <= known.keys() and made.isdisjoint(closed)):
+        merges = [m for m in merges if m[0] in known and m[1] in known and m[2] in known and m[2] not in closed]
+    if len({(left, right) for left, right, _ in merges}) < len(merges):
+        last = {(left, right): (rank, made) for rank, (left, right, made) in enumerate(merges)}
+        merges = [(*pair, made) for pair, (_, made) in sorted(last.items(), key=lambda item: item[1][0])]
+    singles = {id for id, data in known.items() if len(data) == 1}
+    while True:
+        reachable = singles.union(made for _, _, made in merges)
+        lost = {m[0] for m in merges}.union(m[1] for m in merges) - reachable
+        if not lost:
+            return merges
+        merges = [m for m in merges if m[0] not in lost and m[1] not in lost]
+
+
+def proved_order(
+    merges: list[tuple[int, int, int]], token_bytes: dict[int, bytes], whole: frozenset[int]
+) -> list[int] | None:
+    """Return the ids that merges make in the order of their ranks, or None where ranks are not proved to do.
+
+    ``whole``: ids that no merge makes but that a whole piece may be; these may not be cut into two tokens at all.
+    """
+    order = list(dict.fromkeys(made for _, _, made in merges))
+    if len(order) == len(merges):
+        parts = {data for id, data in token_bytes.items() if len(data) == 1}
+        parts.update(token_bytes[id] for id in (*order, *whole))
+        return order if _reached(merges) and not any(_cuts(token_bytes[id], parts) for id in whole) else None
+    return order if _complete(merges, token_bytes, order, whole) else None
+
+
+def _cuts(data: bytes, parts: set[bytes]) -> int:
+    """In how many ways the bytes are two tokens."""
+    found = 0
+    for i in range(1, len(data)):
+        if data[:i] in parts and data[i:] in parts:
+            found += 1
+    return found
+
+
+def _complete(
+    merges: list[tuple[int, int, int]], token_bytes: dict[int, bytes], order: list[int], whole: frozenset[int]
+) -> bool:
+    listed: dict[int, int] = dict.fromkeys(whole, 0)
+    before = -1
+    for _, _, made in merges:
+        if made != before and made in listed:
+            return False  # its merges do not stand together
+        listed[made] = listed.get(made, 0) + 1
+        before = made
+    parts = {data for data in token_bytes.values() if len(data) == 1}
+    parts.update(token_bytes[id] for id in listed)
+    return all(_cuts(token_bytes[id], parts) == count for id, count in listed.items())
+
+
+def _reached(merges: list[tuple[int, int, int]]) -> bool:
+    """Whether the list, run on the bytes of each token it makes, gives that token; bytes have the ranks below 0."""
+    rank = {made: i for i, (_, _, made) in enumerate(merges)}
+    n = len(rank)
+    byte_rank: dict[int, int] = {}
+    for left, right, _ in merges:
+        for part in (left, right):
+            if part not in rank:
+                byte_rank.setdefault(part, -1 - len(byte_rank))
+    rank |= byte_rank
+    width = n + len(byte_rank) + 1
+    # Ranks are shifted by the number of bytes, so that all of them, bytes included, are 0 and up.
+    shift = len(byte_rank)
+    first, second = list(range(shift)), list(range(shift))  # a byte is its own part: it cannot be opened
+    rank_of: dict[int, int] = {}
+    for i, (left, right, _) in enumerate(merges):
+        a, b = rank[left] + shift, rank[right] + shift
+        if a >= i + shift or b >= i + shift:
+            return False
+        first.append(a)
+        second.append(b)
+        rank_of[a * width + b] = i + shift
+    find = rank_of.get
+    for made in range(shift, shift + n):
+        a, b = first[made], second[made]
+        while True:
+            # Open the later of the two neighbours at the cut: ``limit`` is when the pair inside it ceases to exist.
+            if a > b and a >= shift:
+                limit, a = a, second[a]
+            elif b >= shift:
+                limit, b = b + 1, first[b]  # of equals the left one merges first, so here the pair at the cut does
+            else:
+                break
+            if find(a * width + b, limit) < limit:
+                return False
+    return True
