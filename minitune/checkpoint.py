@@ -118,13 +118,13 @@ def save_checkpoint(
 ) -> None:
     """Write a plain folder, whole or not at all: with the names that ``source`` uses, or else the family's.
 
-    ``dtype`` is the stored type (each parameter's own by itself). config.json, generation_config.json and the
-    tokenizer's files go along. Raises CheckpointError where a weight is not finite.
+    ``dtype`` is the stored type; by itself that of each tensor in ``source``, or each parameter's own. config.json,
+    generation_config.json and the tokenizer's files go along. Raises CheckpointError where a weight is not finite.
     """
     tensors = published_tensors(model, dtype)
     metadata = {"format": "pt"}
     if source is not None:
-        tensors, metadata = _as_in(source, tensors, model)
+        tensors, metadata = _as_in(source, tensors, model, dtype)
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise CheckpointError(f"{folder}: {name} has values that are not finite; nothing was written")
@@ -253,9 +253,9 @@ def _published(
 
 
 def _as_in(
-    source: Path, tensors: Mapping[str, Tensor], model: LanguageModel
+    source: Path, tensors: Mapping[str, Tensor], model: LanguageModel, dtype: torch.dtype | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The same tensors under the names that the folder ``source`` stores, and its metadata."""
+    """The same tensors under the names, and without ``dtype`` in the types, that ``source`` stores; its metadata."""
     wanted = {stored.name: stored for stored in stored_tensors(model.config, dict(model.named_parameters()))}
     with open_folder(source) as stored:
         named: dict[str, Tensor] = {}
@@ -266,8 +266,8 @@ def _as_in(
             if found is None:
                 raise CheckpointError(f"{source}: its tensors are not those of the model to be written")
             # Two stored names may share one parameter, and the format forbids shared memory.
-            taken = any(tensors[found.name] is tensor for tensor in named.values())
-            named[name] = tensors[found.name].clone() if taken else tensors[found.name]
+            taken = any(place(other, wanted, stored.aliases, model.config) is found for other in named)
+            named[name] = tensors[found.name].to(dtype or DTYPES[stored.kind(name)[0]], copy=taken)
         return named, dict(stored.metadata)
 
 

@@ -297,6 +297,12 @@ class SFTConfig:
     """Print no progress."""
 
     def __post_init__(self) -> None:
+        if type(self.val) in (int, float):
+            object.__setattr__(self, "val", str(self.val))
+        for name, kind in typing.get_type_hints(type(self)).items():
+            _checked(getattr(self, name), kind, flag(name))
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed is {self.seed}; it must be at least 0 and below 2^63")
         at_least = {"rows": 0, "rank": 1, "max_steps": 0, "batch_size": 1, "micro_batch": 0, "max_length": 0}
         at_least |= {"eval_every": 0, "warmup": 0, "weight_decay": 0, "clip": 0}
         for name, least in at_least.items():
@@ -310,8 +316,8 @@ class SFTConfig:
             raise ConfigError(f"--dropout is {self.dropout}; it must lie in [0, 1)")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise ConfigError(f"--alpha is {self.alpha}; it must be above 0")
-        if not math.isfinite(self.epochs) or self.epochs <= 0:
-            raise ConfigError(f"--epochs is {self.epochs}; it must be above 0")
+        if not 0 < self.epochs <= 1e6:
+            raise ConfigError(f"--epochs is {self.epochs}; it must be above 0 and at most 1000000")
         if self.lr is not None and not 0 < self.lr <= 1e30:
             raise ConfigError(f"--lr is {self.lr}; it must be above 0")
         if self.micro_batch > self.batch_size:
@@ -336,14 +342,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     one, or a value of another type; a whole number is accepted where a float is expected, text never is (so that
     ``lr = "1e-5"`` cannot pass for a number).
     """
-    kinds = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
-    given: dict[str, Any] = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(name, fields)}")
-        given[name] = _checked(value, kinds[name], f"{where}: {key}")
+    given = checked_types(cls, values, where)
     missing = [n for n, f in fields.items() if n not in given and f.default is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{where}: {', '.join(missing)} must be given")
@@ -351,6 +351,18 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         return cls(**given)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def checked_types(cls: type[Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values by field name, each of the type of its field of ``cls``; ConfigError for one that is not."""
+    kinds = typing.get_type_hints(cls)
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in kinds:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(name, kinds)}")
+        given[name] = _checked(value, kinds[name], f"{where}: {key}")
+    return given
 
 
 def _checked(value: Any, kind: Any, where: str) -> Any:

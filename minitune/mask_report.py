@@ -58,7 +58,9 @@ def _problem(row: Encoded, answer: str, tokenizer: Tokenizer, stop_ids: set[int]
         return "tokens after the answer are not trained as one piece"
     if trained[-1] not in stop_ids:
         return f"the last trained id {trained[-1]} is not one that the generator stops on {sorted(stop_ids)}"
-    if any(token in stop_ids for token in row.ids[:-1]):
+    # A start token may have the stop id's number; it is where it belongs or the check below tells.
+    inside = row.ids[1:-1] if tokenizer.adds_bos else row.ids[:-1]
+    if any(token in stop_ids for token in inside):
         return "a stop id stands before the end of the answer"
     text = tokenizer.decode(trained[:-1], continues=True)
     if text != answer:

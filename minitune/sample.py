@@ -37,7 +37,9 @@ def choose(logits: Tensor, temperature: float, generator: torch.Generator) -> in
     """The next id from ``logits (V,)``: the likeliest at temperature 0, else drawn from the tempered distribution."""
     if temperature == 0:
         return int(logits.argmax())
-    p = torch.softmax(logits.double().cpu() / temperature, dim=-1)
+    z = logits.double().cpu()
+    # The largest first, so that no temperature, however small, makes an infinite logit.
+    p = torch.softmax((z - z.max()) / temperature, dim=-1)
     return int(torch.multinomial(p, 1, generator=generator))
 
 
@@ -64,6 +66,8 @@ def generate_ids(
         raise ConfigError(f"max_tokens is {max_tokens}; it must be at least 1")
     if not 0 <= temperature < float("inf"):
         raise ConfigError(f"temperature is {temperature}; it must be 0 or above")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed is {seed}; it must be at least 0 and below 2^63")
     stops = frozenset(model.stop_ids if stop_ids is None else stop_ids)
     generator = torch.Generator().manual_seed(seed)
     device = model.embed.weight.device

@@ -6,6 +6,7 @@ does not say exactly what the files hold.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,15 +127,23 @@ def write_tensors(
         shards[-1][name] = tensor
         filled += size
     if len(shards) == 1:
-        save_file(shards[0], folder / WEIGHTS, metadata=dict(metadata))
+        write_file(folder / WEIGHTS, shards[0], metadata)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, folder / name, metadata=dict(metadata))
+        write_file(folder / name, shard, metadata)
         weight_map |= dict.fromkeys(shard, name)
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write one safetensors file, readable by whom the user's other files are (the library makes it private)."""
+    save_file(dict(tensors), path, metadata=dict(metadata))
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def is_finite(tensor: Tensor) -> bool:

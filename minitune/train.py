@@ -114,7 +114,7 @@ def accumulate(model: LanguageModel, batches: Sequence[Batch], objective: Object
     """
     total = sum(batch.denominator for batch in batches)
     if total <= 0:
-        raise TrainingError("a step has no trained token; check the rows with a longer --max-length")
+        raise TrainingError("a step has no trained token; a row without an answer cannot be trained on")
     loss = 0.0
     for batch in batches:
         loss_sum, _ = objective(model, batch)

@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(tmp_path: P
 
 
 def test_long_rows_stop_the_run_or_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"rows.jsonl line \d+ .*more than --max-length 80"):
+    with pytest.raises(DataError, match=r"rows.jsonl line \d+ .*over --max-length 80"):
         Run(config(tmp_path, max_length=80))
     run = Run(config(tmp_path, max_length=80, on_long="drop", out=str(tmp_path / "b")))
     assert run.data.long_rows == 60 - len(run.data.train.rows) - len(run.data.val.rows) > 0
@@ -177,3 +177,55 @@ def test_the_kernels_are_told_when_they_cannot_be_had(monkeypatch: pytest.Monkey
     assert pick_ops("auto", torch.device("cuda"))[1].endswith("no kernel yet for: rope")
     assert pick_ops("auto", torch.device("cpu")) == (BUILTIN, "torch's own functions")
     assert pick_ops("reference", torch.device("cpu"))[0] is REFERENCE
+
+
+def test_force_never_removes_what_the_run_reads_or_what_is_no_run(tmp_path: Path) -> None:
+    """--force replaces a run, nothing else: not the model or rows that it needs, not a stranger's files."""
+    run = tmp_path / "run"
+    Run(config(tmp_path, max_steps=1, method="full")).finish()
+    with pytest.raises(ConfigError, match="which this run reads"):
+        Run(config(tmp_path, model=str(run), force=True))
+    rows = run / "rows.jsonl"
+    rows.write_bytes(ROWS.read_bytes())
+    with pytest.raises(ConfigError, match="which this run reads"):
+        Run(config(tmp_path, data=str(rows), force=True))
+    assert (run / "model" / "model.safetensors").is_file()
+    Run(config(tmp_path, max_steps=1, force=True)).finish()
+    assert rows.is_file()  # beside the run, but not of it
+    assert not (run / "model").exists()
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "config.toml").write_text("title = 'a site'")
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        Run(config(tmp_path, out=str(site), force=True))
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    Run(config(tmp_path, max_steps=2, out=str(link), force=True)).finish()
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"schedule": "wsd"}, {"method": "qlora"}, {"dtype": "float16"}, {"template": "chatml"}, {"rows": 10.5},
+     {"epochs": 1e308}, {"seed": -1}, {"seed": 10**20}],
+    ids=str,
+)  # fmt: skip
+def test_settings_are_checked_however_they_are_made(tmp_path: Path, wrong: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        config(tmp_path, **wrong)
+    assert config(tmp_path, val=0.25).val == "0.25"
+
+
+def test_an_out_that_cannot_be_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match="--out"):
+            Run(config(tmp_path, out=str(out), data="nowhere.jsonl"))
+
+
+def test_a_few_rows_say_how_to_go_without_validation(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="or pass --val 0 for no validation"):
+        Run(config(tmp_path, rows=3, val="0.05"))
+    with pytest.raises(ConfigError, match="--val inf"):
+        Run(config(tmp_path, val="inf"))
+    Run(config(tmp_path, rows=3, val="0", max_steps=1)).finish()

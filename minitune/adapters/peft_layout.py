@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from minitune.adapters.lora import ALL_LINEAR, LoRAConfig, adapted_layers, add_lora, chosen_layers
@@ -17,18 +16,20 @@ from minitune.files import read_json, whole_folder, write_json
 from minitune.models import LanguageModel
 from minitune.models.linear import Linear
 from minitune.models.published import from_layout, published_module, to_layout
-from minitune.storage import is_finite
+from minitune.storage import is_finite, write_file
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # What PEFT writes beside what is read here, and means nothing for a trained LoRA.
 _SILENT = frozenset({
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "inference_mode",
-    "init_lora_weights", "loftq_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision",
+    "loftq_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision",
     "runtime_config", "task_type",
 })  # fmt: skip
 _READ = frozenset({"r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out"})
 _UNSET = (None, False, {}, [])
+# Starts of A and B that leave the base as it is; others (pissa, olora, corda, loftq) change its weights as well.
+_PLAIN_STARTS = (None, True, False, "gaussian", "eva")
 
 
 def save_adapter(model: LanguageModel, folder: Path, config: LoRAConfig, *, base: str) -> None:
@@ -64,7 +65,7 @@ def save_adapter(model: LanguageModel, folder: Path, config: LoRAConfig, *, base
         "modules_to_save": None,
     }
     with whole_folder(folder) as part:
-        save_file(tensors, part / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_file(part / ADAPTER_WEIGHTS, tensors, {"format": "pt"})
         write_json(part / ADAPTER_CONFIG, settings)
 
 
@@ -155,7 +156,7 @@ def _read_settings(folder: Path) -> tuple[LoRAConfig, bool]:
     if raw.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type is {raw.get('peft_type')!r}; this version reads 'LORA'")
     for key, value in raw.items():
-        harmless = ("none", None) if key == "bias" else _UNSET
+        harmless = {"bias": ("none", None), "init_lora_weights": _PLAIN_STARTS}.get(key, _UNSET)
         if key not in _SILENT and (key == "bias" or key not in _READ) and value not in harmless:
             raise CheckpointError(f"{path}: {key} is {value!r}, which is not supported yet")
     targets = raw.get("target_modules")

@@ -25,22 +25,23 @@ A from-scratch Transformer and supervised fine-tuning engine in plain PyTorch.
 {commands}
 
 minitune COMMAND --help explains a command and every flag. Start with:
-  minitune sft --model tiny --data rows.jsonl --out runs/first
-  minitune generate runs/first "What is two plus three?" --chat
+  minitune generate tiny "Once upon a time" --max-tokens 20
+  minitune sft --model tiny --data YOUR_ROWS.jsonl --out runs/first
+  minitune generate runs/first "YOUR QUESTION" --chat
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help", "help"):
-        listing = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
-        print(_HELP.format(commands=listing), end="")
-        return 0
-    if args[0] in ("-V", "--version"):
-        print(f"minitune {minitune.__version__}")
-        return 0
     try:
+        if not args or args[0] in ("-h", "--help", "help"):
+            listing = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
+            print(_HELP.format(commands=listing), end="")
+            return 0
+        if args[0] in ("-V", "--version"):
+            print(f"minitune {minitune.__version__}")
+            return 0
         if args[0] not in COMMANDS:
             raise MinituneError(f"there is no command {args[0]!r}{nearest(args[0], COMMANDS)}; see minitune --help")
         return importlib.import_module(f"minitune.cli.{args[0]}").run(args[1:])

@@ -52,11 +52,11 @@ def run(args: list[str]) -> int:
     if options.chat:
         stop_id = stop_of(tokenizer, model.stop_ids)
         prompt = render([Message("user", options.prompt)], TEMPLATES[options.template], tokenizer, stop_id).ids
-    else:
-        print(options.prompt, end="", file=out, flush=True)
     pieces = []
     settings = {"max_tokens": options.max_tokens, "temperature": options.temperature, "seed": options.seed}
     for piece in generate(model, tokenizer, prompt, **settings):
+        if not pieces and not options.chat:  # not before the first token: until then the settings may be refused
+            print(options.prompt, end="", file=out)
         print(piece.text, end="", file=out, flush=True)
         pieces.append(piece)
     print(file=out)

@@ -1,18 +1,17 @@
 """Flags from dataclasses, by tyro, with every mistake told in one line."""
 
 import contextlib
-import dataclasses
 import io
 import os
 import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import tyro
 
-from minitune.config import flag, from_mapping
+from minitune.config import checked_types, flag
 from minitune.errors import ConfigError
 
 T = TypeVar("T")
@@ -52,9 +51,8 @@ def with_toml(cls: type[Any], args: Sequence[str]) -> list[str]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML ({error})") from None
-    # Checked here by type, since as flags every value is text; what is missing may still come from a flag.
-    stand_in = {name: "-" for name, kind in get_type_hints(cls).items() if kind is str and name in _required(cls)}
-    from_mapping(cls, stand_in | {key.replace("-", "_"): value for key, value in values.items()}, str(path))
+    # Types are checked here, since as flags every value is text; whether the whole makes sense is known with the flags.
+    checked_types(cls, values, str(path))
     words = []
     for key, value in values.items():
         name = flag(key.replace("-", "_"))
@@ -63,10 +61,6 @@ def with_toml(cls: type[Any], args: Sequence[str]) -> list[str]:
         else:
             words += [name, str(value)]
     return words + list(args[1:])
-
-
-def _required(cls: type[Any]) -> set[str]:
-    return {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
 
 
 def _one_line(text: str, command: str) -> str:

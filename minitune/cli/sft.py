@@ -34,9 +34,15 @@ def run(args: list[str]) -> int:
         console.print(f"warning: {warning}", markup=False)
     if before is not None:
         console.print(f"validation loss before: {before:.4f}")
-    with _progress(console, job) as show:
-        for report in job:
-            show(report)
+    done = 0
+    try:
+        with _progress(console, job) as show:
+            for report in job:
+                done = report.step
+                show(report)
+    except KeyboardInterrupt:
+        print(f"minitune: stopped after step {done}; no model was written; start again with --force", file=sys.stderr)
+        return 130
     result = job.finish()
     _summary(console, job, result)
     if config.json:

@@ -1,11 +1,12 @@
 """An instruction file -> encoded, checked rows for training and validation."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minitune.chat import TEMPLATES, Encoded, Message, Template, render
+from minitune.chat import TEMPLATES, Encoded, Message, render
 from minitune.config import SFTConfig
 from minitune.data.formats import Row, read_rows, rows_or_error
 from minitune.data.split import shared_rows, split_rows
@@ -73,11 +74,18 @@ def prepare(config: SFTConfig, tokenizer: Tokenizer, stop_ids: Sequence[int], po
         train_rows, val_rows = rows, rows_or_error(found, on_bad=config.on_bad)
         leaked = len(shared_rows(train_rows, val_rows))
     elif val:
-        train_rows, val_rows = split_rows(rows, val=val, seed=config.seed)
+        try:
+            train_rows, val_rows = split_rows(rows, val=val, seed=config.seed)
+        except DataError as error:
+            raise DataError(f"{config.data}: {error}; or pass --val 0 for no validation") from None
     else:
         train_rows, val_rows = rows, []
-    train, train_long = _encode(train_rows, template, tokenizer, stop_id, max_length, config.on_long)
-    held, val_long = _encode(val_rows, template, tokenizer, stop_id, max_length, config.on_long)
+
+    def render_row(row: Row) -> Encoded:
+        return render(messages_of(row), template, tokenizer, stop_id)
+
+    train, train_long = _encode(train_rows, render_row, max_length, config.on_long, positions)
+    held, val_long = _encode(val_rows, render_row, max_length, config.on_long, positions)
     if not train.rows:
         raise DataError(f"{config.data}: no row is left to train on (all are longer than {max_length} tokens)")
     everything = [*train.rows, *held.rows]
@@ -109,33 +117,34 @@ def stop_of(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> int:
 
 
 def _encode(
-    rows: Sequence[Row], template: Template, tokenizer: Tokenizer, stop_id: int, max_length: int, on_long: str
+    rows: Sequence[Row], render_row: Callable[[Row], Encoded], max_length: int, on_long: str, positions: int
 ) -> tuple[Part, int]:
     """Encode rows; those longer than ``max_length`` stop the run, or are left out and counted."""
-    kept, encoded, long = [], [], 0
+    kept, encoded, long = [], [], []
     for row in rows:
-        item = render(messages_of(row), template, tokenizer, stop_id)
+        item = render_row(row)
         if len(item.ids) <= max_length:
             kept.append(row)
             encoded.append(item)
-        elif on_long == "error":
-            raise DataError(
-                f"{row.where}: {len(item.ids)} tokens, more than --max-length {max_length}; raise it (the model must "
-                "have as many positions) or pass --on-long drop to leave such rows out"
-            )
         else:
-            long += 1
-    return Part(rows=kept, encoded=encoded), long
+            long.append((row, len(item.ids)))
+    if long and on_long == "error":
+        row, tokens = long[0]
+        raise DataError(
+            f"{row.where}: {tokens} tokens, over --max-length {max_length}, like {len(long)} of {len(rows)} rows; "
+            f"pass --on-long drop to leave them out (the model has {positions} positions)"
+        )
+    return Part(rows=kept, encoded=encoded), len(long)
 
 
 def _validation(value: str) -> float | int | Path:
     """``--val``: a file, a count, or a fraction."""
-    if Path(value).exists():
-        return Path(value)
     try:
         number = float(value)
     except ValueError:
+        if Path(value).exists():
+            return Path(value)
         raise ConfigError(f"--val {value!r} is no file, and neither a fraction (0.05) nor a count (200)") from None
-    if number < 0 or (number >= 1 and number != int(number)):
+    if not 0 <= number < math.inf or (number >= 1 and number != int(number)):
         raise ConfigError(f"--val {value} must be a fraction below 1, a whole count, or 0 for none")
     return int(number) if number >= 1 else number

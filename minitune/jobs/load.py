@@ -36,6 +36,8 @@ def resolve(name: str | Path) -> Source:
             return resolve(folder / "adapter")
         if (folder / ADAPTER_CONFIG).is_file():
             base = base_of(folder)
+            if Path(base).expanduser().resolve() == folder.resolve():
+                raise CheckpointError(f"{folder}: names itself as its base model; edit {ADAPTER_CONFIG}")
             found = resolve(base)
             if not found.base.is_dir():
                 raise CheckpointError(

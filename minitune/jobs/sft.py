@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -25,7 +26,7 @@ from minitune.data.batch import Batch, pad_rows, step_rows
 from minitune.data.formats import Row
 from minitune.device import peak_memory_bytes, pick_device, pick_dtype, pick_ops
 from minitune.errors import ConfigError, TrainingError
-from minitune.files import sha256, write_json, write_text
+from minitune.files import read_json, sha256, write_json, write_text
 from minitune.jobs.dataset import Dataset, messages_of, prepare, stop_of
 from minitune.jobs.load import Source, resolve, tokenizer_of
 from minitune.optim import AdamW, learning_rate, warmup_steps
@@ -72,9 +73,10 @@ class Run:
     def __init__(self, config: SFTConfig):
         started = time.perf_counter()
         self.config = config
-        self.out = Path(config.out).expanduser()
-        _check_out(self.out, config.force)
+        self.out = Path(config.out).expanduser().resolve()
         source = resolve(config.model)
+        self.files = [Path(config.data), *([Path(config.val)] if Path(config.val).is_file() else [])]
+        _check_out(self.out, config.force, [source.base, *self.files])
         if source.adapter is not None:
             raise ConfigError(f"{config.model} is an adapter; tuning one further is not built yet, name its base model")
         self.device, why_device = pick_device(config.device)
@@ -223,17 +225,11 @@ class Run:
 
     def _write_start(self, source: Source) -> None:
         """Put down what the run is, before it starts."""
-        if self.config.force:
-            shutil.rmtree(self.out, ignore_errors=True)
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_text(self.out / "config.toml", to_toml(dataclasses.replace(self.config, force=False)))
-        write_json(self.out / "inspect.json", self.data.summary())
-        files = [Path(self.config.data)] + ([Path(self.config.val)] if Path(self.config.val).is_file() else [])
         manifest = {
             "minitune": minitune.__version__,
             "python": sys.version.split()[0],
             "torch": torch.__version__,
-            "data": {str(file): sha256(file) for file in files},
+            "data": {str(file): sha256(file) for file in self.files},
             "weights": {file.name: sha256(file) for file in weight_files(source.base)[0]},
             "tokenizer": self.tokenizer.fingerprint,
             "template": {"name": self.config.template, "sha256": TEMPLATES[self.config.template].fingerprint},
@@ -245,6 +241,13 @@ class Run:
             "peak_lr": self.peak_lr,
             "trainable_parameters": self.trainable_parameters,
         }
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name in _WRITTEN:  # only now that everything was read and checked
+            path = self.out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        resolved = dataclasses.replace(self.config, force=False, lr=self.peak_lr)
+        write_text(self.out / "config.toml", to_toml(resolved))
+        write_json(self.out / "inspect.json", self.data.summary())
         write_json(self.out / "manifest.json", manifest)
 
     def _write_model(self) -> None:
@@ -255,8 +258,7 @@ class Run:
             save_checkpoint(
                 self.model,
                 self.out / "model",
-                source=self.checkpoint.folder,
-                dtype=self.checkpoint.certificate.dtype,
+                source=self.checkpoint.folder,  # in its layout and its types
                 tokenizer_files=self.tokenizer.files,
             )
         draw_loss(self.out / "metrics.jsonl", self.out / "loss.png")
@@ -274,14 +276,33 @@ def sft(config: SFTConfig) -> Run:
     return Run(config)
 
 
-def _check_out(out: Path, force: bool) -> None:
+_WRITTEN = (
+    "config.toml", "manifest.json", "metrics.jsonl", "inspect.json", "result.json", "bad_step.json", "loss.png",
+    "adapter", "model",
+)  # fmt: skip
+"""Everything that a run puts into its folder, and all that --force removes."""
+
+
+def _check_out(out: Path, force: bool, inputs: Sequence[Path]) -> None:
+    """Refuse a run folder that cannot be written, that is in use, or that something else would be lost from."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; it must be a new folder")
+    for path in inputs:
+        if out == path.resolve() or out in path.resolve().parents:
+            raise ConfigError(f"--out {out} holds {path}, which this run reads; choose another folder")
     if out.is_dir() and any(out.iterdir()):
         if not force:
-            raise ConfigError(f"--out {out} is not empty; choose a new folder, or pass --force to replace it")
-        if not (out / "config.toml").is_file():
+            raise ConfigError(f"--out {out} is not empty; choose a new folder, or pass --force to replace its run")
+        if "minitune" not in (_manifest(out) or {}):
             raise ConfigError(f"--out {out} is not a run folder, so --force does not replace it; choose a new folder")
+    above = next(folder for folder in (out, *out.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"--out {out} cannot be made in {above}; choose another folder")
+
+
+def _manifest(out: Path) -> dict[str, Any] | None:
+    path = out / "manifest.json"
+    return read_json(path, ConfigError) if path.is_file() else None
 
 
 def _prompt(row: Row) -> str:

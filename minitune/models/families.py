@@ -179,11 +179,12 @@ GPT2 = Family(
     fixed={"learned_positions": True, "qkv_bias": True, "o_bias": True, "mlp_bias": True},
     activation="activation_function",
     harmless={
-        "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
+        "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
     },
     silent=frozenset({
-        "attn_pdrop", "embd_pdrop", "n_ctx", "reorder_and_upcast_attn", "resid_pdrop", "summary_activation",
-        "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+        "attn_pdrop", "embd_pdrop", "n_ctx", "n_special", "predict_special_tokens", "reorder_and_upcast_attn",
+        "resid_pdrop", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+        "summary_use_proj",
     }),
     outer={"embed": "transformer.wte", "positions": "transformer.wpe", "norm": "transformer.ln_f", "head": "lm_head"},
     block_prefix="transformer.h.%d.",
@@ -211,7 +212,6 @@ GPT_NEOX = Family(
         "partial_rotary_factor": 0.25,
     },
     fixed={"mlp_bias": True},
-    harmless={"is_decoder": (False, True)},
     silent=frozenset({"classifier_dropout", "hidden_dropout"}),
     outer={
         "embed": "gpt_neox.embed_in", "norm": "gpt_neox.final_layer_norm", "head": "embed_out",

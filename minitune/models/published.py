@@ -18,11 +18,19 @@ from minitune.models.families import FAMILIES, Family, Layout
 
 # Keys that say nothing about the mathematics of a trained decoder in inference or fine-tuning.
 _SILENT = frozenset({
-    "_attn_implementation", "_attn_implementation_internal", "_from_model_config", "_name_or_path", "architectures",
-    "attention_dropout", "bos_token_id", "dtype", "eos_token_id", "id2label", "initializer_range", "is_llama_config",
-    "label2id", "model_type", "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp",
-    "problem_type", "return_dict", "task_specific_params", "tokenizer_class", "torch_dtype", "transformers.js_config",
-    "transformers_version", "unsloth_version", "use_cache",
+    "_attn_implementation", "_attn_implementation_internal", "_from_model_config", "_name_or_path", "_num_labels",
+    "architectures", "attention_dropout", "attention_probs_dropout_prob", "bad_words_ids", "begin_suppress_tokens",
+    "bos_token_id", "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id",
+    "diversity_penalty", "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+    "gradient_checkpointing", "hidden_dropout_prob", "id2label", "initializer_range", "is_llama_config", "label2id",
+    "length_penalty", "max_length", "max_sequence_length", "min_length", "model_type", "no_repeat_ngram_size",
+    "num_beam_groups", "num_beams", "num_labels", "num_return_sequences", "output_attentions",
+    "output_hidden_states", "output_past", "output_scores", "pad_token_id", "prefix", "pretraining_tp",
+    "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict",
+    "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature",
+    "tf_legacy_loss", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config",
+    "transformers_version", "typical_p", "unsloth_version", "use_bfloat16", "use_cache", "use_return_dict",
 })  # fmt: skip
 _ROPE_KEYS = frozenset({
     "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "rotary_pct", "rotary_emb_base",
@@ -30,7 +38,7 @@ _ROPE_KEYS = frozenset({
 _WINDOW_KEYS = {
     "none": frozenset[str](),
     "all": frozenset({"sliding_window"}),
-    "alternate": frozenset({"sliding_window", "layer_types"}),
+    "alternate": frozenset({"sliding_window", "sliding_window_size", "layer_types"}),
     "upper": frozenset({"sliding_window", "layer_types", "use_sliding_window", "max_window_layers"}),
 }
 _ACTIVATIONS = {
@@ -45,7 +53,10 @@ _SCALING_KEYS = {
     )},
 }  # fmt: skip
 _NEEDED = ("vocab_size", "hidden_size", "num_layers", "num_heads")
-_HARMLESS = {"quantization_config": (None,), "is_encoder_decoder": (False,), "tie_encoder_decoder": (False,)}
+_HARMLESS = {
+    "add_cross_attention": (False,), "is_decoder": (False, True), "is_encoder_decoder": (False,),
+    "quantization_config": (None,), "tie_encoder_decoder": (False,), "use_mrope": (False,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +100,7 @@ def model_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
         _fill_in(ours, values, family)
         ours["activation"] = _one_of(_ACTIVATIONS, values.get(family.activation), family.activation)
         ours["windows"] = _windows(values, family, ours["num_layers"])
-        ours |= _rope(values, ours["max_positions"])
+        ours |= _rope(raw, values, family, ours["max_positions"])
         return ModelConfig(family=family.model_type, form=family.form, **ours)
     except (ConfigError, TypeError, ValueError, OverflowError, ZeroDivisionError, KeyError) as error:
         raise CheckpointError(f"{where}: {error}") from None
@@ -205,6 +216,7 @@ def _windows(values: Mapping[str, Any], family: Family, layers: int) -> tuple[in
         return ()
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
         raise ConfigError(f"sliding_window is {width!r}; it must be a whole number of at least 1, or null")
+    _agreed("sliding_window", [width, values.get("sliding_window_size", width)], None)
     kinds = values.get("layer_types")
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != layers:
@@ -228,32 +240,45 @@ def _key_of(family: Family, name: str) -> str:
     return next(key for key, fields in family.keys.items() if fields == name)
 
 
-def _rope(values: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
+def _rope(
+    raw: Mapping[str, Any], values: Mapping[str, Any], family: Family, max_positions: int
+) -> dict[str, Any]:
     """Rotary fields from either dialect: flat ``rope_theta`` + ``rope_scaling``, or ``rope_parameters``."""
-    nested = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    objects = [values[key] for key in ("rope_parameters", "rope_scaling") if values.get(key)]
+    if len(objects) == 2 and objects[0] != objects[1]:
+        raise ConfigError("rope_parameters and rope_scaling are both given, and differ")
+    nested = objects[0] if objects else {}
     if not isinstance(nested, Mapping):
         raise ConfigError(f"rope_parameters is {nested!r}; it must be an object")
     nested = dict(nested)
+    kinds = [nested.pop(key) for key in ("rope_type", "type") if nested.get(key) is not None]
+    kind = _agreed("rope_type", kinds, "default")
     said = (nested.pop("rope_theta", None), values.get("rope_theta"), values.get("rotary_emb_base"))
     thetas = [theta for theta in said if theta is not None]
     for theta in thetas:
         if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
             raise ConfigError(f"rope_theta is {theta!r}; it must be a number above 0")
-    if len(set(thetas)) > 1:
-        raise ConfigError(f"rope_theta is given as {thetas[0]} and as {thetas[1]}")
-    theta = thetas[0] if thetas else 10000.0
-    fraction = nested.pop("partial_rotary_factor", None)
-    if fraction is None:
-        fraction = values.get("rotary_pct", values.get("partial_rotary_factor"))
-    kind = nested.pop("rope_type", None) or nested.pop("type", None) or "default"
-    nested.pop("type", None)
+    fractions = [nested.pop("partial_rotary_factor", None), raw.get("rotary_pct"), raw.get("partial_rotary_factor")]
+    usual = family.defaults.get("partial_rotary_factor", 1.0)
+    fraction = _agreed("partial_rotary_factor", [f for f in fractions if f is not None], usual)
+    if usual == 1.0 and fraction != 1.0:
+        raise ConfigError(f"partial_rotary_factor is {fraction!r}; models of this family rotate the whole head")
     scaling = None
     if kind != "default":
         nested.setdefault("original_max_position_embeddings", values.get("original_max_position_embeddings"))
         scaling = _scaling(kind, nested, max_positions)
     elif nested:
         raise ConfigError(f"rope_parameters has an unknown key {min(nested)!r}")
-    return {"rope_theta": float(theta), "rope_fraction": 1.0 if fraction is None else fraction, "rope_scaling": scaling}
+    theta = float(_agreed("rope_theta", thetas, 10000.0))
+    return {"rope_theta": theta, "rope_fraction": fraction, "rope_scaling": scaling}
+
+
+def _agreed(key: str, said: list[Any], usual: Any) -> Any:
+    """The one value that a file says in several places, or the usual one; ConfigError where the places differ."""
+    for other in said[1:]:
+        if other != said[0]:
+            raise ConfigError(f"{key} is given as {said[0]} and as {other}")
+    return said[0] if said else usual
 
 
 def _scaling(kind: Any, values: Mapping[str, Any], max_positions: int) -> RopeScaling:

@@ -10,6 +10,7 @@ from torch import Tensor
 from bench.parity import CASES, Case, reference_model, relative
 from minitune.adapters import LoRAConfig, add_lora, load_adapter, save_adapter
 from minitune.checkpoint import load_checkpoint
+from minitune.errors import CheckpointError
 
 pytestmark = [
     # The reference warns of a tiny vocabulary, and PEFT that it sets fan_in_fan_out for GPT-2 by itself.
@@ -68,3 +69,16 @@ def test_a_new_adapter_changes_no_bit(case: Case, tmp_path: Path) -> None:
         before = model.logits(model(ids))
         add_lora(model, LoRAConfig())
         assert torch.equal(model.logits(model(ids)), before)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_that_changes_the_base_is_refused(start: str, tmp_path: Path) -> None:
+    """PiSSA and OLoRA take their part out of the base weights: on the plain base their adapter is another model."""
+    import peft
+
+    reference = reference_model(PICKED[0])
+    reference.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=start)
+    peft.get_peft_model(reference, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="init_lora_weights is"):
+        load_adapter(load_checkpoint(tmp_path / "base").model, tmp_path / "adapter")

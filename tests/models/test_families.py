@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bench.parity import CASES, Case, compare, reference_model, relative
 from minitune.checkpoint import load_checkpoint, read_config, save_checkpoint
@@ -149,3 +149,67 @@ def test_info_tells_what_each_family_is(tmp_path: Path, capsys: pytest.CaptureFi
         assert f"family                {case.family}\n" in out
         assert f"{sum(weight.numel() for weight in reference.parameters()):,}" in out
         assert "0 unused, 0 missing" in out
+
+
+# As published, from the models' own pages: old keys that say nothing, class defaults that are left out.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Qwen2.5-0.5B": {
+        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
+        "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 24, "model_type": "qwen2",
+        "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.1", "use_cache": True, "use_mrope": False, "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "gpt2": {
+        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+        "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12,
+        "n_positions": 1024, "n_special": 0, "predict_special_tokens": True, "output_past": True, "resid_pdrop": 0.1,
+        "summary_activation": None, "summary_first_dropout": 0.1, "summary_proj_to_labels": True,
+        "summary_type": "cls_index", "summary_use_proj": True,
+        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}, "vocab_size": 50257,
+    },
+    "pythia-70m": {
+        "architectures": ["GPTNeoXForCausalLM"], "bos_token_id": 0, "eos_token_id": 0, "hidden_act": "gelu",
+        "hidden_size": 512, "initializer_range": 0.02, "intermediate_size": 2048, "layer_norm_eps": 1e-05,
+        "max_position_embeddings": 2048, "model_type": "gpt_neox", "num_attention_heads": 8, "num_hidden_layers": 6,
+        "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False, "torch_dtype": "float16",
+        "transformers_version": "4.24.0", "use_cache": True, "use_parallel_residual": True, "vocab_size": 50304,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_are_understood(name: str) -> None:
+    config = model_config(PUBLISHED[name], name)
+    assert config.windows == ()
+    assert config.rope_fraction == (0.25 if name == "pythia-70m" else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "differ"),
+        ({"partial_rotary_factor": 0.5}, "rotate the whole head"),
+        ({"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 4.0}}, "rope_type is given as"),
+        ({"use_mrope": True}, "use_mrope is True, which is not supported"),
+    ],
+)
+def test_what_is_said_twice_must_agree(changes: dict[str, Any], said: str) -> None:
+    """A second place that says another thing is never dropped in silence."""
+    with pytest.raises(CheckpointError, match=said):
+        model_config(PUBLISHED["Qwen2.5-0.5B"] | changes, "config.json")
+
+
+def test_a_folder_of_mixed_types_goes_back_as_it_was(tmp_path: Path) -> None:
+    """bfloat16 matrices beside float32 norms: each tensor keeps its own type."""
+    reference_model(CASES[0]).to(torch.bfloat16).save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "model.safetensors"
+    mixed = {name: tensor.float() if tensor.ndim == 1 else tensor for name, tensor in load_file(path).items()}
+    save_file(mixed, path, metadata={"format": "pt"})
+    save_checkpoint(load_checkpoint(tmp_path / "theirs").model, tmp_path / "ours", source=tmp_path / "theirs")
+    for name, tensor in load_file(tmp_path / "ours" / "model.safetensors").items():
+        assert tensor.dtype == mixed[name].dtype
+        assert torch.equal(tensor, mixed[name])
