@@ -1,4 +1,4 @@
-"""Text to token ids and back: sentencepiece files, and the sentencepiece kind of BPE kept in a ``tokenizer.json``.
+"""Text to token ids and back: sentencepiece files, BPE in a ``tokenizer.json``, and byte-level BPE in two files.
 
 ``load_tokenizer`` reads a model folder or one tokenizer file; what it gives back is a ``Tokenizer``.
 """
