@@ -78,7 +78,8 @@ def test_a_start_that_changes_the_base_is_refused(start: str, tmp_path: Path) ->
 
     reference = reference_model(PICKED[0])
     reference.save_pretrained(tmp_path / "base")
-    config = peft.LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=start)
-    peft.get_peft_model(reference, config).save_pretrained(tmp_path / "adapter")
+    how: dict[str, Any] = {"task_type": "CAUSAL_LM", "init_lora_weights": start}
+    adapted: Any = peft.get_peft_model(reference, peft.LoraConfig(r=4, target_modules=["q_proj"], **how))
+    adapted.save_pretrained(tmp_path / "adapter")
     with pytest.raises(CheckpointError, match="init_lora_weights is"):
         load_adapter(load_checkpoint(tmp_path / "base").model, tmp_path / "adapter")
