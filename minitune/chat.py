@@ -19,16 +19,22 @@ from typing import Literal
 from minitune.errors import ConfigError
 from minitune.tokenizer import Tokenizer
 
-Role = Literal["user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. ``context`` is the separate input that some instructions work on."""
+    """One turn.
+
+    ``context`` is the separate input that some instructions work on. ``train`` says whether an assistant turn is
+    trained, where the row itself decides; None leaves it to the run. ``weight`` multiplies the loss of its tokens.
+    """
 
     role: Role
     content: str
     context: str = ""
+    train: bool | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
