@@ -97,8 +97,9 @@ def test_room_behind_a_row_is_never_seen() -> None:
     results = []
     for filler in (0.0, 1e4):
         cache = KVCache(model.config, 2, 20, device="cpu", dtype=torch.float32)
-        cache.k.fill_(filler)
-        cache.v.fill_(filler)
+        for buffer in cache.buffers:
+            buffer.k.fill_(filler)
+            buffer.v.fill_(filler)
         with torch.no_grad():
             model(ids, cache=cache)
             cache.advance([2, 6])
