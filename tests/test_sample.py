@@ -6,7 +6,7 @@ import torch
 import minitune
 from minitune.errors import ConfigError
 from minitune.models import LanguageModel
-from minitune.sample import choose, generate_ids
+from minitune.sample import generate_ids
 from minitune.tokenizer import Tokenizer
 
 
@@ -34,17 +34,6 @@ def test_a_seed_means_the_same_text_and_another_seed_another(tiny: tuple[Languag
 
     assert draw(7) == draw(7)
     assert draw(7) != draw(8)
-
-
-def test_draws_follow_the_tempered_distribution() -> None:
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    generator = torch.Generator().manual_seed(0)
-    for temperature in (0.5, 1.0, 2.0):
-        p = torch.softmax(logits.double() / temperature, -1)
-        draws = torch.tensor([choose(logits, temperature, generator) for _ in range(20_000)])
-        seen = torch.bincount(draws, minlength=4)
-        chi_square = float(((seen - 20_000 * p) ** 2 / (20_000 * p)).sum())
-        assert chi_square < 16.27  # 3 degrees of freedom, p = 0.001
 
 
 def test_a_stop_id_ends_the_text_and_is_not_printed(tiny: tuple[LanguageModel, Tokenizer]) -> None:
