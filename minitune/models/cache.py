@@ -145,7 +145,9 @@ class KVCache:
         rows = range(len(self.lengths)) if rows is None else rows
         lengths = [self.lengths[row] for row in rows]
         if max(lengths) + queries > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} positions; {queries} more after {max(lengths)} do not fit")
+            raise ValueError(
+                f"the cache holds {self.capacity} positions; {queries} more after {max(lengths)} do not fit"
+            )
         if self.chunk is not None and queries > self.chunk:
             raise ValueError(f"this cache takes {self.chunk} tokens at a time, not {queries}")
         device = self.buffers[0].k.device
@@ -157,7 +159,9 @@ class KVCache:
     def update(self, layer: int, k: Tensor, v: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor, AttentionPlan]:
         """Write ``k, v (B, T, K, D)`` of one layer; return the keys and values to attend to, and who sees which."""
         if not isinstance(plan, CachePlan):
-            raise ValueError("a call with a cache needs a plan of that cache; leave plan out, or pass cache.plan(tokens)")
+            raise ValueError(
+                "a call with a cache needs a plan of that cache; leave plan out, or pass cache.plan(tokens)"
+            )
         home, index = self._home[layer]
         span = plan.spans[home]
         return *self.buffers[home].update(index, k, v, plan.rows, span), span.plan

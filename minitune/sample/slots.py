@@ -121,7 +121,9 @@ class Slots:
         if len(ids) >= self.limit:
             raise ConfigError(f"the prompt has {len(ids)} tokens; this model has {self.limit} positions")
         if not 0 <= min(ids) <= max(ids) < V:
-            raise ConfigError(f"the prompt has the id {min(ids) if min(ids) < 0 else max(ids)}; the model has 0 to {V - 1}")
+            raise ConfigError(
+                f"the prompt has the id {min(ids) if min(ids) < 0 else max(ids)}; the model has 0 to {V - 1}"
+            )
         checked_seed(seed)
         if not self.free:
             raise RuntimeError("every slot has a text; step until one is free")
@@ -143,6 +145,12 @@ class Slots:
     def remove(self, slot: int) -> None:
         """Let the text of a slot leave, finished or not."""
         self._texts.pop(slot, None)
+
+    def forget(self) -> None:
+        """Let every text leave and trust nothing the rows hold, as after a step that was interrupted."""
+        self._texts.clear()
+        for slot in range(len(self._held)):
+            self.cache.cut(slot, 0)
 
     @torch.inference_mode()
     def step(self) -> list[Event]:

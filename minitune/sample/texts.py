@@ -38,7 +38,8 @@ class Piece:
 class Completion:
     """A whole continuation of prompt number ``prompt`` with this seed; ``ids`` ends with the stop id if one ended it.
 
-    ``logprobs`` has a number for each id, and ``top`` the likeliest ids with theirs; empty if not asked for.
+    ``logprobs`` has a number for each id, and ``top`` the likeliest ids with theirs; empty if not asked for. ``score``
+    is a beam's.
     """
 
     text: str
@@ -48,6 +49,7 @@ class Completion:
     seed: int = 0
     logprobs: tuple[float, ...] = ()
     top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    score: float | None = None
 
 
 class Reader:
@@ -168,7 +170,7 @@ def complete(
                 pieces.append(reader.push(event))
                 if pieces[-1].finish:
                     slots.remove(event.slot)
-                    yield _completion(pieces, number, own_seed)
+                    yield completion_of(pieces, number, own_seed)
 
 
 def generate_ids(
@@ -198,7 +200,8 @@ def _numbered(tokenizer: Tokenizer, prompts: Iterable[Prompt]) -> Iterator[tuple
         yield number, prompt_ids(tokenizer, prompt)
 
 
-def _completion(pieces: list[Piece], number: int, seed: int) -> Completion:
+def completion_of(pieces: list[Piece], number: int, seed: int) -> Completion:
+    """The pieces of a text that has ended as one."""
     finish = pieces[-1].finish
     assert finish is not None
     logprobs = tuple(piece.logprob for piece in pieces if piece.logprob is not None)
