@@ -193,11 +193,10 @@ def _rows_before(path: Path) -> str:
     """The rows of a file that conversations were saved to before; ConfigError for a file of another kind."""
     if not path.exists():
         return ""
-    try:
+    text, rows = "", [None]
+    with contextlib.suppress(UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         text = path.read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        rows = [None]
+        rows = [json.loads(line) for line in text.split("\n") if line]
     if not all(isinstance(row, dict) and "messages" in row for row in rows):
         raise ConfigError(f"{path} exists and is not a file of saved conversations; choose another name")
     return text if not text or text.endswith("\n") else text + "\n"

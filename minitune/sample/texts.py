@@ -1,7 +1,7 @@
 """Prompts in, text out: the loops over ``Slots.step()``."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -89,11 +89,11 @@ def generate(
     stop_ids: Sequence[int] | None = None,
     slots: Slots | None = None,
     **changes: Any,
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """Continue ``prompt`` and yield the text as it comes, never half a character.
 
-    ``changes`` are fields of SamplerSettings: ``max_tokens=64, temperature=0.8, stop=("\\n",)``. ``slots`` of an earlier
-    call may be given again; what they still hold of the prompt is not computed again.
+    ``changes`` are fields of SamplerSettings: ``max_tokens=64, temperature=0.8, stop=("###",)``. ``slots`` of an
+    earlier call may be given again; what they still hold of the prompt is not computed again.
     """
     settings = _settings(settings, changes)
     ids = prompt_ids(tokenizer, prompt)
