@@ -179,12 +179,12 @@ class KVCache:
 
     def cut(self, row: int, length: int) -> None:
         """Forget what a row holds behind its first ``length`` tokens; 0 makes it free for another text."""
-        if not self.holds(row, length):
-            raise ValueError(f"row {row} of the cache cannot go back to {length} tokens; cut it to 0 and start again")
-        self.lengths[row] = length
         if length == 0:
             for buffer in self.buffers:
                 buffer.start[row] = 0
+        elif not self.holds(row, length):
+            raise ValueError(f"row {row} of the cache cannot go back to {length} tokens; cut it to 0 and start again")
+        self.lengths[row] = length
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Make each row of ``targets`` what the row beside it in ``sources`` is now."""
