@@ -96,9 +96,7 @@ def test_the_system_message_is_rendered_and_can_go(talk: Any, any_turns: None) -
     assert talk("/system Be brief.", "/system", "one", flags=("--temperature", "0"))[0] == plain
 
 
-def test_each_turn_computes_only_what_is_new(
-    talk: Any, any_turns: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_turn_computes_only_what_is_new(talk: Any, any_turns: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the cache across turns: few tokens are fed, and the answers are those of starting afresh each time."""
     kept, _ = talk("one " * 20, "two", "/retry", "/undo", "three", flags=("--temperature", "0"))
     fed: list[int] = []

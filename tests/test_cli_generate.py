@@ -140,9 +140,7 @@ def test_a_text_file_of_prompts(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         ('{"prompt": "%s"}' % ("long " * 900), "line 1: the prompt has "),
     ],
 )
-def test_a_row_that_is_wrong_is_named(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, said: str
-) -> None:
+def test_a_row_that_is_wrong_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(text, "utf-8")
     assert said in refused(capsys, "--prompts", str(path))

@@ -30,7 +30,9 @@ def test_beams_are_those_of_transformers(name: str, early: bool, penalty: float)
         found = beam_search(
             ours(name), prompt, beams=4, max_tokens=14, stop_ids=STOPS, length_penalty=penalty, early_stopping=early
         )
-        for beam, row, score in zip(found, expected.sequences.tolist(), expected.sequences_scores.tolist(), strict=True):
+        for beam, row, score in zip(
+            found, expected.sequences.tolist(), expected.sequences_scores.tolist(), strict=True
+        ):
             made = row[len(prompt) :]
             assert list(beam.ids) == made[: len(beam.ids)]
             assert set(made[len(beam.ids) :]) <= {1}  # padding

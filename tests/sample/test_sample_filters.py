@@ -85,7 +85,9 @@ def test_draws_follow_the_definition(case: str) -> None:
     half = DRAWS // 2
     u = torch.tensor([uniform(0, i) for i in range(half)] + [uniform(i, 3) for i in range(half)], dtype=torch.float64)
     seen = torch.tensor([i in SEEN for i in range(len(LOGITS))])
-    ids = torch.cat([choose(torch.tensor([LOGITS]).expand(len(part), -1), settings, part, seen) for part in u.split(5000)])
+    ids = torch.cat(
+        [choose(torch.tensor([LOGITS]).expand(len(part), -1), settings, part, seen) for part in u.split(5000)]
+    )
     counts = torch.bincount(ids, minlength=len(LOGITS)).double()
     p = torch.tensor(expected, dtype=torch.float64)
     assert counts[p == 0].sum() == 0
