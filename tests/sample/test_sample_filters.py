@@ -213,7 +213,7 @@ def test_the_mixer_is_the_published_one() -> None:
 def test_noise_is_even_and_neighbours_know_nothing_of_each_other(numbers: list[float]) -> None:
     """Guards neighbouring seeds, which are the samples of one prompt: pairs must fill the square evenly."""
     u = torch.tensor(numbers, dtype=torch.float64)
-    assert 0 <= u.min()
+    assert u.min() >= 0
     assert u.max() < 1
     assert len(u.unique()) > DRAWS - 3
     cells = (u[:-1] * 16).long() * 16 + (u[1:] * 16).long()
