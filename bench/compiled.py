@@ -95,9 +95,9 @@ def examine(operation: str, case: str, item: Any, arch: int) -> Report:
 
 def assemble(ptx: str, arch: int) -> str:
     """What ``ptxas -v`` prints for this PTX, with the assembler that Triton itself uses for the architecture."""
-    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    ptxas = knobs.nvidia.ptxas if arch < 100 else knobs.nvidia.ptxas_blackwell
+    ptxas = get_ptxas(arch)
     suffix = "a" if arch >= 90 else ""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"

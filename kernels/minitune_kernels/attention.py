@@ -9,6 +9,7 @@ Memory is O(T): the backward holds q, k, v, y, one float a query and head, and t
 """
 
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -109,6 +110,11 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """``y`` like ``q``, contiguous, and ``lse (B, H, T)`` in base 2, +inf for a query that sees nothing."""
     y, lse = _forward_fake(q, k, v, first, end, scale, softcap)
+    hopper = _hopper(q.device)
+    if hopper is not None and hopper.serves(q, k, v, softcap):
+        chose("attention", "hopper")
+        hopper.attention_forward_hopper(q, k, v, y, lse, first, end, scale * LOG2_E, _section(q, k))
+        return y, lse
     chose("attention", "plain")
     B, T, H, D = q.shape
     S, K = k.shape[1], k.shape[2]
@@ -156,7 +162,6 @@ def attention_backward(
     block = 32 if interpreted() else block
     launch(delta_kernel, (cdiv(T, block), B * H), dy, y, delta, *_strides(dy), *_strides(y), T, H,
            D=D, BLOCK_D=half, BLOCK_T=block, num_warps=4)  # fmt: skip
-    slope = scale if not softcap else scale  # of a score in natural units
     scale2, cap = _in_base_two(scale, softcap)
     total = q.new_zeros((B, T, H, D), dtype=torch.float32) if fused else dq
     tiles = key_tiles(D, q.dtype, capability(q.device), fused)
@@ -167,18 +172,18 @@ def attention_backward(
         q, k, v, dy, lse, delta, total, dk, dv, first, end, seen_first, seen_end,
         *_strides(q), *_strides(k), *_strides(v), *_strides(dy), *_strides(dk),
         _row_stride(first), _row_stride(seen_first),
-        T, S, H, K, H // K, B * K, _section(k, q), scale2, slope, cap,
+        T, S, H, K, H // K, B * K, _section(k, q), scale2, scale, cap,
         D=D, BLOCK_D=half, BLOCK_T=tiles.t, BLOCK_S=tiles.s, SOFTCAP=softcap > 0, FUSED=fused,
         PRECISION=precision(q.dtype), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if fused:
-        return torch.mul(total, slope, out=dq), dk, dv
+        return torch.mul(total, scale, out=dq), dk, dv
     tiles = query_tiles(D, q.dtype, capability(q.device))
     launch(
         attention_backward_queries_kernel, (cdiv(T, tiles.t) * B * H,),
         q, k, v, dy, lse, delta, dq, first, end,
         *_strides(q), *_strides(k), *_strides(v), *_strides(dy), *_strides(dq), _row_stride(first),
-        T, S, H, H // K, B * H, _section(q, k), scale2, slope, cap,
+        T, S, H, H // K, B * H, _section(q, k), scale2, scale, cap,
         D=D, BLOCK_D=half, BLOCK_T=tiles.t, BLOCK_S=tiles.s, SOFTCAP=softcap > 0,
         PRECISION=precision(q.dtype), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
@@ -235,6 +240,20 @@ def fuses(q: Tensor) -> bool:
 def precision(dtype: torch.dtype) -> str:
     """How float32 is multiplied: as three products of its halves on the tensor cores, not as one that drops 13 bits."""
     return "tf32x3" if dtype == torch.float32 else "ieee"
+
+
+def _hopper(device: torch.device) -> Any:
+    """The kernels for compute capability 9.0; None on another device, or where this Triton has no Gluon."""
+    return _gluon_kernels() if capability(device) == (9, 0) else None
+
+
+@cache
+def _gluon_kernels() -> Any:
+    try:
+        from minitune_kernels import attention_hopper
+    except ImportError:
+        return None
+    return attention_hopper
 
 
 def _in_base_two(scale: float, softcap: float) -> tuple[float, float]:

@@ -140,8 +140,9 @@ def attention_forward_kernel(
                      scale, cap, D, BLOCK_D, BLOCK_S, True, SOFTCAP, PRECISION)  # fmt: skip
 
     # A query that sees nothing gives 0; its lse of +inf makes every probability 0 in the backward.
-    y = acc / tl.where(l == 0.0, 1.0, l)[:, None]
-    lse = tl.where(l == 0.0, float("inf"), m + tl.log2(l))
+    total = tl.where(l == 0.0, 1.0, l)
+    y = acc / total[:, None]
+    lse = tl.where(l == 0.0, float("inf"), m + tl.log2(total))
     inside = (t + at_t) < T
     y_tile = y_ptr + b * stride_y_b + h * stride_y_h + t.to(tl.int64) * stride_y_t
     y_tile += at_t[:, None] * stride_y_t + at_d[None, :]

@@ -39,6 +39,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     """Start ``kernel`` on ``grid``; an empty grid starts nothing. ``meta`` holds constants, num_warps, num_stages."""
     if 0 in grid:
         return
+    meta = {"enable_fp_fusion": True, **meta}  # a multiply and an add as one; not left to the compiler's default
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, args, meta))
     else:
@@ -100,13 +101,18 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
 
     ``fake`` has the same arguments and returns empty tensors of the right shape and type; ``torch.compile`` traces
     with it. The operator has no gradient of its own: a ``torch.autograd.Function`` composes forward and backward.
+    Tensors on the ``meta`` device meet ``fake``, except inside ``recording()``, where ``f`` itself is called.
     """
 
     def register(f: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.split("(")[0]
         LIBRARY.define(schema)
         LIBRARY.impl(name, f, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"minitune::{name}", fake, lib=LIBRARY)
+
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            return fake(*args, **kwargs) if _recorded is None else f(*args, **kwargs)
+
+        torch.library.register_fake(f"minitune::{name}", traced, lib=LIBRARY)
         return getattr(torch.ops.minitune, name).default
 
     return register
