@@ -10,6 +10,7 @@ Memory is O(T): the backward holds q, k, v, y, one float a query and head, and t
 
 import math
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -154,14 +155,22 @@ def attention_backward(
     B, T, H, D = q.shape
     S, K = k.shape[1], k.shape[2]
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    fused = not deterministic and fuses(q)
-    chose("attention_backward", "fused" if fused else "split")
+    hopper = _hopper_backward(q.device)
+    if hopper is not None and not hopper.serves_backward(dy, q, k, v, softcap):
+        hopper = None
+    fused = hopper is None and not deterministic and fuses(q)
+    chose("attention_backward", "hopper split" if hopper is not None else "fused" if fused else "split")
     half = power_of_two(D, 16)
     delta = q.new_empty((B, H, T), dtype=torch.float32)
     block = 128 if half <= 128 else 64
     block = 32 if interpreted() else block
     launch(delta_kernel, (cdiv(T, block), B * H), dy, y, delta, *_strides(dy), *_strides(y), T, H,
            D=D, BLOCK_D=half, BLOCK_T=block, num_warps=4)  # fmt: skip
+    if hopper is not None:
+        spans = (first, end, seen_first, seen_end)
+        sections = (_section(k, q), _section(q, k))
+        hopper.attention_backward_hopper(dy, q, k, v, lse, delta, spans, dq, dk, dv, scale, sections)
+        return dq, dk, dv
     scale2, cap = _in_base_two(scale, softcap)
     total = q.new_zeros((B, T, H, D), dtype=torch.float32) if fused else dq
     tiles = key_tiles(D, q.dtype, capability(q.device), fused)
@@ -244,16 +253,19 @@ def precision(dtype: torch.dtype) -> str:
 
 def _hopper(device: torch.device) -> Any:
     """The kernels for compute capability 9.0; None on another device, or where this Triton has no Gluon."""
-    return _gluon_kernels() if capability(device) == (9, 0) else None
+    return _gluon_kernels("attention_hopper") if capability(device) == (9, 0) else None
+
+
+def _hopper_backward(device: torch.device) -> Any:
+    return _gluon_kernels("attention_hopper_backward") if capability(device) == (9, 0) else None
 
 
 @cache
-def _gluon_kernels() -> Any:
+def _gluon_kernels(name: str) -> Any:
     try:
-        from minitune_kernels import attention_hopper
+        return import_module(f"minitune_kernels.{name}")
     except ImportError:
         return None
-    return attention_hopper
 
 
 def _in_base_two(scale: float, softcap: float) -> tuple[float, float]:

@@ -28,8 +28,8 @@ from minitune_kernels.launch import cdiv, launch
 
 load_async = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # renamed in Triton 3.8
 STAGES = gl.constexpr(2)
-BLOCK_T = 128
-HALF_T = gl.constexpr(64)
+SHARE = gl.constexpr(64)
+"""Queries, or keys in the backward, that one consumer owns: the rows of one product on the tensor cores."""
 
 
 def serves(q: Tensor, k: Tensor, v: Tensor, softcap: float) -> bool:
@@ -53,7 +53,7 @@ def _reachable(x: Tensor) -> bool:
     return x.stride(3) == 1 and heads_side_by_side and rows_even and aligned and x.stride(1) >= H * D
 
 
-def _matrix(x: Tensor, block: int) -> tuple[Any, int]:
+def matrix(x: Tensor, block: int) -> tuple[Any, int]:
     """A descriptor of ``x`` as that matrix, read in tiles of ``block`` rows and D columns; rows from one b to the next."""
     B, T, H, D = x.shape
     apart = x.stride(0) // x.stride(1) if B > 1 else T
@@ -70,26 +70,33 @@ def attention_forward_hopper(
     B, T, H, D = q.shape
     K = k.shape[2]
     block_s = 128 if D <= 128 else 64
-    q_matrix, q_apart = _matrix(q, HALF_T.value)
-    k_matrix, k_apart = _matrix(k, block_s)
-    v_matrix, v_apart = _matrix(v, block_s)
+    consumers = consumers_of(D)
+    q_matrix, q_apart = matrix(q, SHARE.value)
+    k_matrix, k_apart = matrix(k, block_s)
+    v_matrix, v_apart = matrix(v, block_s)
     launch(
-        attention_forward_hopper_kernel, (cdiv(T, BLOCK_T) * B * H,),
+        attention_forward_hopper_kernel, (cdiv(T, SHARE.value * consumers) * B * H,),
         q_matrix, k_matrix, v_matrix, y, lse, first, end, first.stride(0) if first.shape[0] > 1 else 0,
         q_apart, k_apart, v_apart, T, H, H // K, B * H, section, scale,
-        D=D, BLOCK_T=BLOCK_T, BLOCK_S=block_s, num_warps=4,
+        D=D, BLOCK_S=block_s, CONSUMERS=consumers, num_warps=4,
     )  # fmt: skip
 
 
+def consumers_of(D: int) -> int:
+    """A third consumer where the registers of a processor hold its sums too, so that the exponentials hide better."""
+    return 3 if D == 64 else 2
+
+
 @gluon.jit
-def _load(
-    q_matrix, k_matrix, v_matrix, q_tiles, k_tiles, v_tiles, q_full, k_full, k_empty, v_full, v_empty,
-    q_row, q_column, k_row, v_row, column, tiles, BLOCK_S: gl.constexpr,
-):  # fmt: skip
-    """The producer: both halves of the queries, then keys and values, tile by tile."""
-    mbarrier.expect(q_full, 2 * q_matrix.block_type.nbytes)
-    load_async(q_matrix, [q_row, q_column], q_full, q_tiles.index(0))
-    load_async(q_matrix, [q_row + HALF_T, q_column], q_full, q_tiles.index(1))
+def _load(what, where, rings, BLOCK_S: gl.constexpr, CONSUMERS: gl.constexpr):
+    """The producer: the queries of every consumer, then keys and values, tile by tile."""
+    q_matrix, k_matrix, v_matrix, q_tiles = what
+    q_row, q_column, k_row, v_row, column, tiles = where
+    k_tiles, v_tiles, q_full, k_full, k_empty, v_full, v_empty = rings
+    BYTES: gl.constexpr = CONSUMERS * q_matrix.block_type.nbytes
+    mbarrier.expect(q_full, BYTES)
+    for i in gl.static_range(CONSUMERS):
+        load_async(q_matrix, [q_row + i * SHARE, q_column], q_full, q_tiles.index(i))
     for j in range(tiles):
         stage = j % STAGES
         phase = (j // STAGES) & 1
@@ -129,7 +136,7 @@ def _walk(
         stage = j % STAGES
         before = (j - 1) % STAGES
         mbarrier.wait(k_full.index(stage), (j // STAGES) & 1)
-        nothing = gl.zeros([HALF_T, BLOCK_S], gl.float32, S_LAYOUT)
+        nothing = gl.zeros([SHARE, BLOCK_S], gl.float32, S_LAYOUT)
         s = warpgroup_mma(q, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
         mbarrier.wait(v_full.index(before), ((j - 1) // STAGES) & 1)
         acc = warpgroup_mma(p, v_tiles.index(before), acc, is_async=True)
@@ -144,34 +151,33 @@ def _walk(
 
 
 @gluon.jit
-def _multiply(
-    q, k_tiles, v_tiles, q_full, k_full, k_empty, v_full, v_empty, y_ptr, lse_ptr, first_ptr, end_ptr,
-    stride_y_t, t, T, begin, tiles, scale, D: gl.constexpr, BLOCK_S: gl.constexpr,
-):  # fmt: skip
+def _multiply(q, t, rings, results, T, begin, tiles, scale, D: gl.constexpr, BLOCK_S: gl.constexpr):
     """A consumer: 64 queries from ``t`` on, over every tile from key ``begin`` on."""
+    k_tiles, v_tiles, q_full, k_full, k_empty, v_full, v_empty = rings
+    y_ptr, lse_ptr, first_ptr, end_ptr, stride_y_t = results
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_S, 16])
     Y_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, Y_LAYOUT, 2)
-    rows = t + gl.arange(0, HALF_T, layout=gl.SliceLayout(1, S_LAYOUT))
+    rows = t + gl.arange(0, SHARE, layout=gl.SliceLayout(1, S_LAYOUT))
     row = gl.minimum(rows, T - 1)
     first, end = gl.load(first_ptr + row), gl.load(end_ptr + row)
     # Of these tiles every row sees all keys: counted from the one that holds ``begin``.
-    top, bottom = gl.minimum(t, T - 1), gl.minimum(t + HALF_T, T) - 1
+    top, bottom = gl.minimum(t, T - 1), gl.minimum(t + SHARE, T) - 1
     whole_start = gl.cdiv(gl.load(first_ptr + bottom) - begin, BLOCK_S)
     whole_start = gl.minimum(gl.maximum(whole_start, 1), tiles)
     whole_stop = gl.minimum(gl.maximum((gl.load(end_ptr + top) - begin) // BLOCK_S, whole_start), tiles)
 
     mbarrier.wait(q_full, 0)
     mbarrier.wait(k_full.index(0), 0)
-    m = gl.full([HALF_T], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
-    l = gl.zeros([HALF_T], gl.float32, gl.SliceLayout(1, S_LAYOUT))
-    nothing = gl.zeros([HALF_T, BLOCK_S], gl.float32, S_LAYOUT)
+    m = gl.full([SHARE], float("-inf"), gl.float32, gl.SliceLayout(1, S_LAYOUT))
+    l = gl.zeros([SHARE], gl.float32, gl.SliceLayout(1, S_LAYOUT))
+    nothing = gl.zeros([SHARE, BLOCK_S], gl.float32, S_LAYOUT)
     s = warpgroup_mma(q, k_tiles.index(0).permute((1, 0)), nothing, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(num_outstanding=0, deps=[s])
     mbarrier.arrive(k_empty.index(0))
     p_next, alpha, m, l = _softmax(s, m, l, begin, first, end, scale, BLOCK_S, True, S_LAYOUT)
     p = gl.convert_layout(p_next.to(q.dtype), P_LAYOUT)
-    acc = gl.zeros([HALF_T, D], gl.float32, Y_LAYOUT)
+    acc = gl.zeros([SHARE, D], gl.float32, Y_LAYOUT)
 
     acc, m, l, p = _walk(acc, m, l, p, q, k_tiles, v_tiles, k_full, k_empty, v_full, v_empty, first, end, scale,
                          begin, 1, whole_start, BLOCK_S, S_LAYOUT, Y_LAYOUT, P_LAYOUT, True)  # fmt: skip
@@ -190,7 +196,7 @@ def _multiply(
     gl.store(lse_ptr + rows, lse, mask=rows < T)
     share = gl.convert_layout(1.0 / total, gl.SliceLayout(1, Y_LAYOUT))
     y = (acc * share[:, None]).to(y_ptr.dtype.element_ty)
-    at_t = t + gl.arange(0, HALF_T, layout=gl.SliceLayout(1, Y_LAYOUT))
+    at_t = t + gl.arange(0, SHARE, layout=gl.SliceLayout(1, Y_LAYOUT))
     at_d = gl.arange(0, D, layout=gl.SliceLayout(0, Y_LAYOUT))
     tile = y_ptr + at_t.to(gl.int64)[:, None] * stride_y_t + at_d[None, :]
     gl.store(tile, y, mask=(at_t < T)[:, None])
@@ -200,8 +206,9 @@ def _multiply(
 def attention_forward_hopper_kernel(
     q_matrix, k_matrix, v_matrix, y_ptr, lse_ptr, first_ptr, end_ptr, stride_first_b,
     q_apart, k_apart, v_apart, T, H, group, heads, section, scale,
-    D: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_S: gl.constexpr,
+    D: gl.constexpr, BLOCK_S: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
+    BLOCK_T: gl.constexpr = SHARE * CONSUMERS
     # As ``place`` in attention_forward.py: sections of heads, longest tiles first.
     all_tiles = gl.cdiv(T, BLOCK_T)
     which = gl.program_id(0) // (all_tiles * section)
@@ -219,7 +226,7 @@ def attention_forward_hopper_kernel(
     tiles = gl.maximum(gl.cdiv(stop - begin, BLOCK_S), 1)  # one at least, all of it masked where nobody sees a key
 
     dtype: gl.constexpr = q_matrix.dtype
-    q_tiles = gl.allocate_shared_memory(dtype, [2, HALF_T, D], q_matrix.layout)
+    q_tiles = gl.allocate_shared_memory(dtype, [CONSUMERS, SHARE, D], q_matrix.layout)
     k_tiles = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_S, D], k_matrix.layout)
     v_tiles = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_S, D], v_matrix.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -231,21 +238,34 @@ def attention_forward_hopper_kernel(
     for i in gl.static_range(STAGES):
         mbarrier.init(k_full.index(i), count=1)
         mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(k_empty.index(i), count=2)
-        mbarrier.init(v_empty.index(i), count=2)
+        mbarrier.init(k_empty.index(i), count=CONSUMERS)
+        mbarrier.init(v_empty.index(i), count=CONSUMERS)
 
     y_ptr += (b.to(gl.int64) * T * H + h) * D
     lse_ptr += bh.to(gl.int64) * T
     kv = h // group
-    gl.warp_specialize(
-        [
-            (_load, (q_matrix, k_matrix, v_matrix, q_tiles, k_tiles, v_tiles, q_full, k_full, k_empty, v_full, v_empty,
-                     b * q_apart + t, h * D, b * k_apart + begin, b * v_apart + begin, kv * D, tiles, BLOCK_S)),
-            (_multiply, (q_tiles.index(0), k_tiles, v_tiles, q_full, k_full, k_empty, v_full, v_empty, y_ptr, lse_ptr,
-                         first_ptr, end_ptr, H * D, t, T, begin, tiles, scale, D, BLOCK_S)),
-            (_multiply, (q_tiles.index(1), k_tiles, v_tiles, q_full, k_full, k_empty, v_full, v_empty, y_ptr, lse_ptr,
-                         first_ptr, end_ptr, H * D, t + HALF_T, T, begin, tiles, scale, D, BLOCK_S)),
-        ],
-        [4, 4],
-        [240, 240],
-    )  # fmt: skip
+    what = (q_matrix, k_matrix, v_matrix, q_tiles)
+    where = (b * q_apart + t, h * D, b * k_apart + begin, b * v_apart + begin, kv * D, tiles)
+    rings = (k_tiles, v_tiles, q_full, k_full, k_empty, v_full, v_empty)
+    results = (y_ptr, lse_ptr, first_ptr, end_ptr, H * D)
+    if CONSUMERS == 2:
+        gl.warp_specialize(
+            [
+                (_load, (what, where, rings, BLOCK_S, CONSUMERS)),
+                (_multiply, (q_tiles.index(0), t, rings, results, T, begin, tiles, scale, D, BLOCK_S)),
+                (_multiply, (q_tiles.index(1), t + SHARE, rings, results, T, begin, tiles, scale, D, BLOCK_S)),
+            ],
+            [4, 4],
+            [240, 240],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_load, (what, where, rings, BLOCK_S, CONSUMERS)),
+                (_multiply, (q_tiles.index(0), t, rings, results, T, begin, tiles, scale, D, BLOCK_S)),
+                (_multiply, (q_tiles.index(1), t + SHARE, rings, results, T, begin, tiles, scale, D, BLOCK_S)),
+                (_multiply, (q_tiles.index(2), t + 2 * SHARE, rings, results, T, begin, tiles, scale, D, BLOCK_S)),
+            ],
+            [4, 4, 4],
+            [160, 160, 160],
+        )

@@ -207,7 +207,7 @@ def test_the_deterministic_backward_repeats_itself(dtype: torch.dtype, device: t
     torch.use_deterministic_algorithms(True)
     try:
         runs = [gradients(attention, inputs, dy) for _ in range(3)]
-        assert ran()["attention_backward"] == "split"
+        assert ran()["attention_backward"].endswith("split")
     finally:
         torch.use_deterministic_algorithms(False)
     for again in runs[1:]:
