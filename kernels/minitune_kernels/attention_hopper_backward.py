@@ -17,10 +17,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from minitune_kernels.attention_hopper import SHARE, STAGES, load_async, matrix, serves
+from minitune_kernels.attention_hopper import SHARE, load_async, matrix, serves
 from minitune_kernels.launch import cdiv, launch
 
 LOG2_E = 1.4426950408889634
+KEY_STAGES = gl.constexpr(2)
+QUERY_STAGES = gl.constexpr(2)
+"""Places in the rings of the kernel that owns keys, and of the one that owns queries."""
 
 
 def serves_backward(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, softcap: float) -> bool:
@@ -86,10 +89,10 @@ def _load(what, where, rings, BLOCK: gl.constexpr, D: gl.constexpr):
         load_async(own_a, [own_a_row + i * SHARE, own_column], own_full, own_a_tiles.index(i))
         load_async(own_b, [own_b_row + i * SHARE, own_column], own_full, own_b_tiles.index(i))
     for i in range(heads * tiles):
-        stage = i % STAGES
+        stage = i % QUERY_STAGES
         at = column + i // tiles * D
         row = i % tiles * BLOCK
-        mbarrier.wait(empty.index(stage), ((i // STAGES) & 1) ^ 1)  # at once in the first round
+        mbarrier.wait(empty.index(stage), ((i // QUERY_STAGES) & 1) ^ 1)  # at once in the first round
         mbarrier.expect(a_full.index(stage), walked_a.block_type.nbytes)
         load_async(walked_a, [a_row + row, at], a_full.index(stage), a_tiles.index(stage))
         mbarrier.expect(b_full.index(stage), walked_b.block_type.nbytes)
@@ -106,7 +109,7 @@ def _store(ptr, x, at, rows, stride, D: gl.constexpr, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _rings(a_matrix, b_matrix, BLOCK: gl.constexpr, D: gl.constexpr, ARRIVALS: gl.constexpr):
+def _rings(a_matrix, b_matrix, BLOCK: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, ARRIVALS: gl.constexpr):
     """Two rings of tiles and the barriers that say what is full, after ``ARRIVALS`` in the first, and what is empty."""
     a_tiles = gl.allocate_shared_memory(a_matrix.dtype, [STAGES, BLOCK, D], a_matrix.layout)
     b_tiles = gl.allocate_shared_memory(b_matrix.dtype, [STAGES, BLOCK, D], b_matrix.layout)
@@ -142,13 +145,13 @@ def _load_queries(what, where, rings, rows, T, BLOCK_T: gl.constexpr, D: gl.cons
         load_async(k_matrix, [k_row + i * SHARE, k_column], own_full, k_tiles.index(i))
         load_async(v_matrix, [v_row + i * SHARE, k_column], own_full, v_tiles.index(i))
     for i in range(group * tiles):
-        stage = i % STAGES
+        stage = i % KEY_STAGES
         g = i // tiles
         row = i % tiles * BLOCK_T
         at_t = begin + row + gl.arange(0, BLOCK_T, layout=LAYOUT)
         lse = gl.load(lse_ptr + g * T + at_t, mask=at_t < T, other=float("inf"))
         delta = gl.load(delta_ptr + g * T + at_t, mask=at_t < T, other=0.0)
-        mbarrier.wait(empty.index(stage), ((i // STAGES) & 1) ^ 1)  # at once in the first round
+        mbarrier.wait(empty.index(stage), ((i // KEY_STAGES) & 1) ^ 1)  # at once in the first round
         mbarrier.expect(q_full.index(stage), q_matrix.block_type.nbytes)
         load_async(q_matrix, [q_row + row, column + g * D], q_full.index(stage), q_tiles.index(stage))
         mbarrier.expect(dy_full.index(stage), dy_matrix.block_type.nbytes)
@@ -168,8 +171,8 @@ def _over_queries(
     q_tiles, dy_tiles, own_full, q_full, dy_full, empty, lse_tiles, delta_tiles = rings
     first_ptr, end_ptr = spans
     for j in range(start, stop):
-        stage = (base + j) % STAGES
-        phase = ((base + j) // STAGES) & 1
+        stage = (base + j) % KEY_STAGES
+        phase = ((base + j) // KEY_STAGES) & 1
         nothing = gl.zeros([SHARE, BLOCK_T], gl.float32, S_LAYOUT)
         mbarrier.wait(q_full.index(stage), phase)
         s = warpgroup_mma(k, q_tiles.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
@@ -246,9 +249,9 @@ def attention_backward_keys_hopper_kernel(
     tiles = gl.maximum(gl.cdiv(stop - begin, BLOCK_T), 0)
     k_tiles = gl.allocate_shared_memory(k_matrix.dtype, [2, SHARE, D], k_matrix.layout)
     v_tiles = gl.allocate_shared_memory(v_matrix.dtype, [2, SHARE, D], v_matrix.layout)
-    q_tiles, dy_tiles, own_full, q_full, dy_full, empty = _rings(q_matrix, dy_matrix, BLOCK_T, D, 2)
-    lse_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_T], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    delta_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_T], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    q_tiles, dy_tiles, own_full, q_full, dy_full, empty = _rings(q_matrix, dy_matrix, BLOCK_T, D, KEY_STAGES, 2)
+    lse_tiles = gl.allocate_shared_memory(gl.float32, [KEY_STAGES, BLOCK_T], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    delta_tiles = gl.allocate_shared_memory(gl.float32, [KEY_STAGES, BLOCK_T], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     rings = (q_tiles, dy_tiles, own_full, q_full, dy_full, empty, lse_tiles, delta_tiles)
     head = (b * K + kv) * group  # of (B, H)
     what = (k_matrix, v_matrix, q_matrix, dy_matrix, k_tiles, v_tiles)
@@ -283,8 +286,8 @@ def _over_keys(
     """Tiles ``start`` to ``stop`` of keys into ``dq (SHARE, D)``."""
     k_tiles, v_tiles, own_full, k_full, v_full, empty = rings
     for j in range(start, stop):
-        stage = j % STAGES
-        phase = (j // STAGES) & 1
+        stage = j % QUERY_STAGES
+        phase = (j // QUERY_STAGES) & 1
         nothing = gl.zeros([SHARE, BLOCK_S], gl.float32, S_LAYOUT)
         mbarrier.wait(k_full.index(stage), phase)
         s = warpgroup_mma(q, k_tiles.index(stage).permute((1, 0)), nothing, use_acc=False, is_async=True)
@@ -352,7 +355,7 @@ def attention_backward_queries_hopper_kernel(
     tiles = gl.maximum(gl.cdiv(stop - begin, BLOCK_S), 0)
     q_tiles = gl.allocate_shared_memory(q_matrix.dtype, [2, SHARE, D], q_matrix.layout)
     dy_tiles = gl.allocate_shared_memory(dy_matrix.dtype, [2, SHARE, D], dy_matrix.layout)
-    rings = _rings(k_matrix, v_matrix, BLOCK_S, D, 1)
+    rings = _rings(k_matrix, v_matrix, BLOCK_S, D, QUERY_STAGES, 1)
     what = (q_matrix, dy_matrix, k_matrix, v_matrix, q_tiles, dy_tiles)
     where = (b * q_apart + t, b * dy_apart + t, h * D, b * k_apart + begin, b * v_apart + begin, h // group * D,
              1, tiles)  # fmt: skip
