@@ -21,7 +21,7 @@ from minitune_kernels.attention_hopper import SHARE, load_async, matrix, serves
 from minitune_kernels.launch import cdiv, launch
 
 LOG2_E = 1.4426950408889634
-KEY_STAGES = gl.constexpr(2)
+KEY_STAGES = gl.constexpr(3)
 QUERY_STAGES = gl.constexpr(2)
 """Places in the rings of the kernel that owns keys, and of the one that owns queries."""
 
