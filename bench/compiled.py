@@ -113,15 +113,15 @@ def assemble(ptx: str, arch: int) -> str:
     return run.stdout + run.stderr
 
 
-def launches(shipped: dict[str, Callable[[], object]], only: str = "") -> Iterable[tuple[str, Any]]:
-    """Every launch of the calls, each kernel with the same constants once."""
+def launches(shipped: dict[str, Callable[[], object]], arch: int, only: str = "") -> Iterable[tuple[str, Any]]:
+    """Every launch of the calls on ``sm_<arch>``, each kernel with the same constants once."""
     from minitune_kernels.launch import recording
 
     seen: set[str] = set()
     for name, call in shipped.items():
         if only not in name:
             continue
-        with recording() as items:
+        with recording((arch // 10, arch % 10)) as items:
             call()
         for item in items:
             key = repr((item.kernel.__name__, [_kind(a) for a in item.args], sorted(item.meta.items(), key=str)))
@@ -134,6 +134,8 @@ def _kind(value: Any) -> Any:
     """What of an argument decides about the code."""
     if hasattr(value, "dtype"):
         return str(value.dtype)
+    if hasattr(value, "block_shape"):
+        return f"descriptor {value.base.dtype} {value.block_shape}"
     if isinstance(value, int) and not isinstance(value, bool):
         return "1" if value == 1 else "16" if value % 16 == 0 else "int"
     return type(value).__name__
@@ -169,8 +171,8 @@ def main() -> None:
     reports: list[Report] = []
     for operation in args.operations or OPERATIONS:
         module = importlib.import_module(f"bench.ops.{operation}")
-        for name, item in launches(module.shipped(), args.only):
-            for arch in args.arch or (80, 90):
+        for arch in args.arch or (80, 90):
+            for name, item in launches(module.shipped(), arch, args.only):
                 reports.append(examine(operation, name, item, arch))
                 print(table(reports[-1:]).splitlines()[1], flush=True)
     if not args.operations and not args.only and not args.arch:

@@ -20,6 +20,8 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 from minitune_kernels.attention_hopper import SHARE, load_async, matrix, serves
 from minitune_kernels.launch import cdiv, launch
 
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # renamed after Triton 3.6
+
 LOG2_E = 1.4426950408889634
 KEY_STAGES = gl.constexpr(3)
 QUERY_STAGES = gl.constexpr(2)
@@ -158,7 +160,7 @@ def _load_queries(what, where, rings, rows, T, BLOCK_T: gl.constexpr, D: gl.cons
         load_async(dy_matrix, [dy_row + row, column + g * D], dy_full.index(stage), dy_tiles.index(stage))
         lse_tiles.index(stage).store(lse)
         delta_tiles.index(stage).store(delta)
-        gl.thread_barrier()
+        barrier()
         mbarrier.arrive(q_full.index(stage))
 
 

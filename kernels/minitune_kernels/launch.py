@@ -15,7 +15,9 @@ from functools import cache
 from typing import Any
 
 import torch
+import triton
 
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 LIBRARY = torch.library.Library("minitune", "DEF")
 HOPPER_PROCESSORS = 132
 """Streaming multiprocessors of an H100 or H200 SXM: what is assumed where there is no GPU to ask."""
@@ -32,6 +34,7 @@ class Launch:
 
 
 _recorded: list[Launch] | None = None
+_assumed: tuple[int, int] = (9, 0)
 _last: dict[str, str] = {}
 
 
@@ -47,14 +50,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
 
 
 @contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Keep the launches made inside, in order, instead of running them. Not for several threads at once."""
-    global _recorded
-    before, _recorded = _recorded, []
+def recording(capability: tuple[int, int] = (9, 0)) -> Iterator[list[Launch]]:
+    """Keep the launches made inside, in order, instead of running them. Not for several threads at once.
+
+    ``capability`` is that of the GPU which tensors on the ``meta`` device are taken to be on.
+    """
+    global _recorded, _assumed
+    before = _recorded, _assumed
+    _recorded, _assumed = [], capability
     try:
         yield _recorded
     finally:
-        _recorded = before
+        _recorded, _assumed = before
 
 
 def chose(operation: str, variant: str) -> None:
@@ -76,7 +83,7 @@ def processors(device: torch.device) -> int:
     """Streaming multiprocessors of a GPU: how many programs a persistent grid holds."""
     if device.type == "cuda":
         return _processors(device.index if device.index is not None else torch.cuda.current_device())
-    return 4 if interpreted() else HOPPER_PROCESSORS
+    return HOPPER_PROCESSORS if device.type == "meta" else 4
 
 
 @cache
@@ -85,10 +92,10 @@ def _processors(index: int) -> int:
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability, such as (9, 0) for Hopper; (0, 0) in the interpreter."""
+    """Compute capability, such as (9, 0) for Hopper; (0, 0) on a CPU, in the interpreter."""
     if device.type == "cuda":
         return _capability(device.index if device.index is not None else torch.cuda.current_device())
-    return (0, 0) if interpreted() else (9, 0)
+    return _assumed if device.type == "meta" else (0, 0)
 
 
 @cache
