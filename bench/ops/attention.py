@@ -144,7 +144,11 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, backend: str | None) 
 
     def call() -> Tensor:
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=causal, enable_gqa=q.shape[2] != k.shape[2]
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            is_causal=causal,
+            enable_gqa=q.shape[2] != k.shape[2],
         )
         return y.transpose(1, 2)
 
@@ -198,7 +202,11 @@ def _compiled_flex(flex_attention: Callable[..., object], mask: object) -> Calla
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         y: Tensor = compiled(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), block_mask=mask, enable_gqa=q.shape[2] != k.shape[2]
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            block_mask=mask,
+            enable_gqa=q.shape[2] != k.shape[2],
         )  # pyright: ignore[reportAssignmentType]
         return y.transpose(1, 2)
 

@@ -1,3 +1,6 @@
+# A kernel is Triton's dialect of Python, of which a type checker knows too little.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 """The backward of attention with the probabilities computed again from ``lse`` (FlashAttention-2, arXiv 2307.08691).
 
     delta = sum over channels of dy * y                  what the softmax takes off: sum over keys of dp * p
@@ -13,7 +16,8 @@ float32, by the copy engine's reduce-add; five products, but the order of those 
 import triton
 import triton.language as tl
 
-from minitune_kernels.attention_forward import load_tile, place, tanh
+from minitune_kernels.attention_forward import load_tile, place
+from minitune_kernels.special import tanh
 
 
 @triton.jit
@@ -109,7 +113,9 @@ def attention_backward_keys_kernel(
     last = tl.minimum(n + BLOCK_S, S) - 1
     begin = tl.load(seen_first_ptr + n) // BLOCK_T * BLOCK_T
     stop = tl.load(seen_end_ptr + last)
-    whole_begin = tl.minimum(tl.cdiv(tl.load(seen_first_ptr + last), BLOCK_T) * BLOCK_T, tl.cdiv(stop, BLOCK_T) * BLOCK_T)
+    whole_begin = tl.minimum(
+        tl.cdiv(tl.load(seen_first_ptr + last), BLOCK_T) * BLOCK_T, tl.cdiv(stop, BLOCK_T) * BLOCK_T
+    )
     whole_begin = tl.maximum(whole_begin, begin)
     whole_stop = tl.maximum(tl.load(seen_end_ptr + n) // BLOCK_T * BLOCK_T, whole_begin)
 

@@ -1,3 +1,6 @@
+# A kernel is Triton's dialect of Python, of which a type checker knows too little.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 """The forward of attention for Hopper (compute capability 9.0), in Gluon: who loads and who multiplies are apart.
 
 The same mathematics as ``attention_forward.py``, with the schedule of FlashAttention-3 (arXiv 2407.08608):
@@ -33,7 +36,7 @@ SHARE = gl.constexpr(64)
 
 
 def serves(q: Tensor, k: Tensor, v: Tensor, softcap: float) -> bool:
-    """Whether this kernel takes these inputs: 16 bits, D of 64, 128 or 256, no softcap, rows a copy engine can reach."""
+    """Whether this kernel takes these inputs: 16 bits, D of 64, 128 or 256, no softcap, and within reach."""
     return (
         not softcap
         and q.dtype in (torch.float16, torch.bfloat16)
@@ -46,7 +49,7 @@ def serves(q: Tensor, k: Tensor, v: Tensor, softcap: float) -> bool:
 
 def _reachable(x: Tensor) -> bool:
     """Whether ``x (B, T, H, D)`` is a matrix with a row a token, in which a head is a stretch of columns."""
-    B, T, H, D = x.shape
+    B, _, H, D = x.shape
     rows_even = B == 1 or (x.stride(1) > 0 and x.stride(0) % x.stride(1) == 0)
     heads_side_by_side = H == 1 or x.stride(2) == D
     aligned = x.stride(1) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
@@ -54,7 +57,7 @@ def _reachable(x: Tensor) -> bool:
 
 
 def matrix(x: Tensor, block: int) -> tuple[Any, int]:
-    """A descriptor of ``x`` as that matrix, read in tiles of ``block`` rows and D columns; rows from one b to the next."""
+    """A descriptor of ``x`` as that matrix, read in tiles of ``block`` rows and D columns; and the rows of each b."""
     B, T, H, D = x.shape
     apart = x.stride(0) // x.stride(1) if B > 1 else T
     kind = gl.float16 if x.dtype == torch.float16 else gl.bfloat16
@@ -178,7 +181,7 @@ def _multiply(q, t, rings, results, T, begin, tiles, scale, D: gl.constexpr, BLO
     s = warpgroup_mma(q, k_tiles.index(0).permute((1, 0)), nothing, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(num_outstanding=0, deps=[s])
     mbarrier.arrive(k_empty.index(0))
-    p_next, alpha, m, l = _softmax(s, m, l, begin, first, end, scale, BLOCK_S, True, S_LAYOUT)
+    p_next, _, m, l = _softmax(s, m, l, begin, first, end, scale, BLOCK_S, True, S_LAYOUT)
     p = gl.convert_layout(p_next.to(q.dtype), P_LAYOUT)
     acc = gl.zeros([SHARE, D], gl.float32, Y_LAYOUT)
 

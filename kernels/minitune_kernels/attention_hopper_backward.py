@@ -1,3 +1,6 @@
+# A kernel is Triton's dialect of Python, of which a type checker knows too little.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 """The backward of attention for Hopper, in Gluon: the split form of ``attention_backward.py``, every sum in one order.
 
 As in ``attention_hopper.py`` a producer lets the copy engine fill rings in shared memory and two consumers of four
@@ -11,7 +14,6 @@ Within a step the products overlap the arithmetic between them: dp runs while p 
 taken from dp. While one consumer has nothing to multiply the other has.
 """
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -49,7 +51,8 @@ def attention_backward_hopper(
     (walked_q, q_apart), (walked_dy, dy_apart) = matrix(q, block_t), matrix(dy, block_t)
     launch(
         attention_backward_keys_hopper_kernel, (cdiv(S, 2 * SHARE.value) * B * K,),
-        walked_q, walked_dy, own_k, own_v, lse, delta, dk, dv, first, end, seen_first, seen_end, stride_first, stride_seen,
+        walked_q, walked_dy, own_k, own_v, lse, delta, dk, dv, first, end, seen_first, seen_end,
+        stride_first, stride_seen,
         q_apart, dy_apart, k_apart, v_apart, T, S, K, group, B * K, sections[0], scale * LOG2_E, scale,
         D=D, BLOCK_T=block_t, num_warps=4,
     )  # fmt: skip
@@ -170,7 +173,7 @@ def _over_queries(
     D: gl.constexpr, BLOCK_T: gl.constexpr, S_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Tiles ``start`` to ``stop`` of one head's queries into ``dk`` and ``dv (SHARE, D)``."""
-    q_tiles, dy_tiles, own_full, q_full, dy_full, empty, lse_tiles, delta_tiles = rings
+    q_tiles, dy_tiles, _, q_full, dy_full, empty, lse_tiles, delta_tiles = rings
     first_ptr, end_ptr = spans
     for j in range(start, stop):
         stage = (base + j) % KEY_STAGES
@@ -286,7 +289,7 @@ def _over_keys(
     BLOCK_S: gl.constexpr, S_LAYOUT: gl.constexpr, P_LAYOUT: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Tiles ``start`` to ``stop`` of keys into ``dq (SHARE, D)``."""
-    k_tiles, v_tiles, own_full, k_full, v_full, empty = rings
+    k_tiles, v_tiles, _, k_full, v_full, empty = rings
     for j in range(start, stop):
         stage = j % QUERY_STAGES
         phase = (j // QUERY_STAGES) & 1

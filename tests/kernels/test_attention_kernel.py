@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import INTERPRETED, assert_as_accurate, gradients, randn, rms
-from torch import Tensor
-
-from minitune.ops import REFERENCE, AttentionPlan, rows_plan
 from minitune_kernels import attention
 from minitune_kernels.intervals import intervals
 from minitune_kernels.launch import ran
+from torch import Tensor
+
+from minitune.ops import REFERENCE, AttentionPlan, rows_plan
 
 BIG = pytest.mark.skipif(INTERPRETED, reason="real sizes need a GPU")
 
@@ -100,7 +100,14 @@ def test_shapes(name: str, dtype: torch.dtype, device: torch.device) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"causal": False}, {"scale": 0.37}, {"scale": -0.2}, {"window": 9}, {"softcap": 0.8}, {"window": 40, "softcap": 3.0}],
+    [
+        {"causal": False},
+        {"scale": 0.37},
+        {"scale": -0.2},
+        {"window": 9},
+        {"softcap": 0.8},
+        {"window": 40, "softcap": 3.0},
+    ],
     ids=str,
 )
 def test_options(options: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
@@ -269,7 +276,7 @@ def test_what_the_kernels_do_not_serve_is_refused(device: torch.device) -> None:
         attention(q, k, v, bias=torch.zeros(1, device=device))
     with pytest.raises(ValueError, match="float64"):
         attention(q.double(), k.double(), v.double())
-    with pytest.raises(ValueError, match="torch.float16"):
+    with pytest.raises(ValueError, match=r"torch\.float16"):
         attention(q, k.half(), v)
     with pytest.raises(ValueError, match="300 channels"):
         attention(*qkv(1, 4, 4, 1, 1, 300, torch.float32, device))
@@ -280,7 +287,7 @@ def test_what_the_kernels_do_not_serve_is_refused(device: torch.device) -> None:
 # Dynamo makes an instance of an autograd function, and warns of it.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_one_graph_for_the_compiler(device: torch.device) -> None:
-    """Guards torch.compile(fullgraph=True): the operators are opaque to it, and nothing around them breaks the graph."""
+    """Guards torch.compile(fullgraph=True): the operators are opaque, and nothing around them breaks the graph."""
     q, k, v = qkv(1, 40, 40, 2, 1, 16, torch.float32, device)
     plan = packed_plan(15, 25, device=device)
 
@@ -322,7 +329,7 @@ def test_long_rows_and_more_than_two_billion_elements(B: int, T: int, H: int, K:
     device = torch.device("cuda")
     big = B * T * H * D > 2**31
     q, k, v = (torch.randn(B, T, h, D, device=device, dtype=torch.bfloat16) for h in (H, K, K))
-    q.requires_grad_(), k.requires_grad_(), v.requires_grad_()  # noqa: B018
+    q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
     y = attention(q, k, v, window=1000 if big else None)
     n = 64
     a, b, c = (x[-1:, -n if i == 0 else 0 :, -1:].detach().double() for i, x in enumerate((q, k, v)))
