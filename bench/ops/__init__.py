@@ -23,7 +23,6 @@ OPERATIONS = (
     "layer_norm",
     "rope",
     "glu",
-    "lora_linear",
 )
 
 

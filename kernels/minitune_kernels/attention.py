@@ -298,7 +298,7 @@ def _descriptor_scratch(device: torch.device) -> None:
         def allocate(size: int, alignment: int, stream: int | None) -> Tensor:
             return torch.empty(size, device="cuda", dtype=torch.int8)
 
-        triton.set_allocator(allocate)  # pyright: ignore[reportArgumentType]
+        triton.set_allocator(allocate)
         _scratch_set = True
 
 

@@ -329,7 +329,8 @@ def test_long_rows_and_more_than_two_billion_elements(B: int, T: int, H: int, K:
     device = torch.device("cuda")
     big = B * T * H * D > 2**31
     q, k, v = (torch.randn(B, T, h, D, device=device, dtype=torch.bfloat16) for h in (H, K, K))
-    q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
+    for leaf in (q, k, v):
+        leaf.requires_grad_()
     y = attention(q, k, v, window=1000 if big else None)
     n = 64
     a, b, c = (x[-1:, -n if i == 0 else 0 :, -1:].detach().double() for i, x in enumerate((q, k, v)))
