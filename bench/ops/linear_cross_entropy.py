@@ -82,7 +82,7 @@ def builtin(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 
 
 def of_torch(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    return F.linear_cross_entropy(x, head, targets, reduction="sum")  # pyright: ignore[reportAttributeAccessIssue]
+    return F.linear_cross_entropy(x, head, targets, reduction="sum")
 
 
 def of_liger(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
