@@ -1,0 +1,149 @@
+"""The forward of attention, tile by tile, without the (T, S) scores ever being held (FlashAttention, arXiv 2205.14135;
+the online softmax of arXiv 1805.02867).
+
+A program owns BLOCK_T queries of one head and walks over the keys they see, BLOCK_S at a time. It keeps for each query
+the largest score so far ``m``, the sum of exponentials ``l`` and the weighted values ``acc``; a larger score scales
+down what was summed before:
+
+    s     = scale * log2(e) * q k^T           softmax in base 2: the GPU's exponential is 2^x
+    m'    = max(m, max s)
+    p     = 2^(s - m')                        acc = acc * 2^(m - m') + p v
+    l     = l * 2^(m - m') + sum p            m   = m'
+    y     = acc / l                           lse = m + log2 l, kept for the backward
+
+Which keys: ``intervals.py``. Tiles that every row of the program sees whole pay for no mask; tiles that none sees are
+not visited.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tanh(x):
+    """By its series near 0, where 1 - 2 / (1 + e^2x) would cancel the digits; within 2 units in the last place."""
+    square = x * x
+    series = 62.0 / 2835.0 - square * (1382.0 / 155925.0)
+    series = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0 - square * series))))
+    far = 1.0 - 2.0 / (1.0 + tl.exp2(2.8853900817779268 * tl.minimum(tl.abs(x), 20.0)))
+    return tl.where(tl.abs(x) < 0.25, series, tl.where(x < 0, -far, far))
+
+
+@triton.jit
+def load_tile(ptr, row, rows, stride, at_row, at_d, D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """Rows ``row + at_row`` of a matrix with ``rows`` rows, ``(len(at_row), BLOCK_D)``; zeros outside."""
+    tile = ptr + tl.cast(row, tl.int64) * stride + at_row[:, None] * stride + at_d[None, :]
+    if MASKED:
+        inside = (row + at_row[:, None]) < rows
+        if BLOCK_D != D:
+            inside = inside & (at_d[None, :] < D)
+        return tl.load(tile, mask=inside, other=0.0)
+    if BLOCK_D != D:
+        return tl.load(tile, mask=at_d[None, :] < D, other=0.0)
+    return tl.load(tile)
+
+
+@triton.jit
+def walk(
+    acc, m, l, q, k_ptr, v_ptr, stride_k_s, stride_v_s, first, end, begin, stop, S, scale, cap,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+    MASKED: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take the keys from ``begin`` to ``stop`` into ``acc (BLOCK_T, BLOCK_D)``, ``m`` and ``l (BLOCK_T,)``."""
+    at_s = tl.arange(0, BLOCK_S)
+    at_d = tl.arange(0, BLOCK_D)
+    for n in tl.range(begin, stop, BLOCK_S):
+        k = load_tile(k_ptr, n, S, stride_k_s, at_s, at_d, D, BLOCK_D, MASKED)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_T, BLOCK_S)
+        if SOFTCAP:
+            s = cap * tanh(s * scale)
+        if MASKED:
+            if not SOFTCAP:
+                s = s * scale
+            at = n + at_s[None, :]
+            s = tl.where((at >= first[:, None]) & (at < end[:, None]), s, float("-inf"))
+            m_new = tl.maximum(m, tl.max(s, 1))
+            shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen nothing yet
+            p = tl.exp2(s - shift[:, None])
+        else:
+            if SOFTCAP:
+                m_new = tl.maximum(m, tl.max(s, 1))
+                p = tl.exp2(s - m_new[:, None])
+            else:
+                m_new = tl.maximum(m, tl.max(s, 1) * scale)
+                p = tl.exp2(s * scale - m_new[:, None])  # one fused multiply-add an element
+            shift = m_new
+        alpha = tl.exp2(m - shift)
+        l = l * alpha + tl.sum(p, 1)
+        acc = acc * alpha[:, None]
+        v = load_tile(v_ptr, n, S, stride_v_s, at_s, at_d, D, BLOCK_D, MASKED)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+        m = m_new
+    return acc, m, l
+
+
+@triton.jit
+def place(program, tiles, heads, section, REVERSED: tl.constexpr):
+    """Which tile of which (row, head) a program takes.
+
+    Heads are taken in sections whose keys and values fit the second-level cache; within one the longest tiles, the
+    last ones under a causal mask, come first, so that no long tile is left over at the end.
+    """
+    in_section = tiles * section
+    which = program // in_section
+    rest = program % in_section
+    size = tl.minimum(section, heads - which * section)
+    tile = rest // size
+    if REVERSED:
+        tile = tiles - 1 - tile
+    return tile, which * section + rest % size
+
+
+@triton.jit
+def attention_forward_kernel(
+    q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, first_ptr, end_ptr,
+    stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
+    stride_y_b, stride_y_t, stride_y_h, stride_first_b,
+    T, S, H, group, heads, section, scale, cap,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    tile, bh = place(tl.program_id(0), tl.cdiv(T, BLOCK_T), heads, section, True)
+    b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
+    t = tile * BLOCK_T
+    at_t = tl.arange(0, BLOCK_T)
+    at_d = tl.arange(0, BLOCK_D)
+    k_ptr += b * stride_k_b + h // group * stride_k_h
+    v_ptr += b * stride_v_b + h // group * stride_v_h
+    q = load_tile(q_ptr + b * stride_q_b + h * stride_q_h, t, T, stride_q_t, at_t, at_d, D, BLOCK_D, True)
+
+    # The ends of this tile's keys; rows behind the last query repeat it.
+    first_ptr += b * stride_first_b
+    end_ptr += b * stride_first_b
+    row = tl.minimum(t + at_t, T - 1)
+    first, end = tl.load(first_ptr + row), tl.load(end_ptr + row)  # (BLOCK_T,)
+    last = tl.minimum(t + BLOCK_T, T) - 1
+    begin = tl.load(first_ptr + t) // BLOCK_S * BLOCK_S
+    stop = tl.load(end_ptr + last)
+    whole_begin = tl.minimum(tl.cdiv(tl.load(first_ptr + last), BLOCK_S) * BLOCK_S, tl.cdiv(stop, BLOCK_S) * BLOCK_S)
+    whole_begin = tl.maximum(whole_begin, begin)
+    whole_stop = tl.maximum(tl.load(end_ptr + t) // BLOCK_S * BLOCK_S, whole_begin)
+
+    acc = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
+    m = tl.full((BLOCK_T,), float("-inf"), tl.float32)
+    l = tl.zeros((BLOCK_T,), tl.float32)
+    acc, m, l = walk(acc, m, l, q, k_ptr, v_ptr, stride_k_s, stride_v_s, first, end, begin, whole_begin, S,
+                     scale, cap, D, BLOCK_D, BLOCK_S, True, SOFTCAP, PRECISION)  # fmt: skip
+    acc, m, l = walk(acc, m, l, q, k_ptr, v_ptr, stride_k_s, stride_v_s, first, end, whole_begin, whole_stop, S,
+                     scale, cap, D, BLOCK_D, BLOCK_S, False, SOFTCAP, PRECISION)  # fmt: skip
+    acc, m, l = walk(acc, m, l, q, k_ptr, v_ptr, stride_k_s, stride_v_s, first, end, whole_stop, stop, S,
+                     scale, cap, D, BLOCK_D, BLOCK_S, True, SOFTCAP, PRECISION)  # fmt: skip
+
+    # A query that sees nothing gives 0; its lse of +inf makes every probability 0 in the backward.
+    y = acc / tl.where(l == 0.0, 1.0, l)[:, None]
+    lse = tl.where(l == 0.0, float("inf"), m + tl.log2(l))
+    inside = (t + at_t) < T
+    y_tile = y_ptr + b * stride_y_b + h * stride_y_h + t.to(tl.int64) * stride_y_t
+    y_tile += at_t[:, None] * stride_y_t + at_d[None, :]
+    tl.store(y_tile, y.to(y_ptr.dtype.element_ty), mask=inside[:, None] & (at_d[None, :] < D))
+    tl.store(lse_ptr + bh.to(tl.int64) * T + t + at_t, lse, mask=inside)
