@@ -65,7 +65,7 @@ class AddedTokens:
 
 
 class AddedMatcher:
-    """Added tokens in a text: leftmost first, longest first; those passed over stay text, and so does what they hold."""
+    """Added tokens in a text: leftmost first, longest first; those passed over stay text, with all that they hold."""
 
     def __init__(self, tokens: Sequence[tuple[str, AddedToken]], passed_over: frozenset[int]):
         self._tokens = dict(tokens)

@@ -52,8 +52,9 @@ class Tokenizer(ABC):
     """Text to ids and back; ids are ``0 .. vocab_size - 1``.
 
     ``bos_id``, ``eos_id``, ``pad_id``, ``unk_id``: None where the checkpoint has no such token.
-    ``control_ids``: ids that plain text never becomes, whatever is typed, unless ``encode`` is asked for them. The unknown token is one of them only where
-    byte fallback covers every character; elsewhere text does become it, and it decodes as U+FFFD.
+    ``control_ids``: ids that plain text never becomes, whatever is typed, unless ``encode`` is asked for them. The
+    unknown token is one of them only where byte fallback covers every character; elsewhere text does become it, and
+    it decodes as U+FFFD.
     ``adds_bos``: the checkpoint's own rule on whether a text starts with bos (``encode`` itself never adds it).
     ``files``: the tokenizer files that must go along when a model is written.
     ``fingerprint``: sha256 over what decides ids.

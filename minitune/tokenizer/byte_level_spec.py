@@ -4,8 +4,8 @@ GPT-2 writes every byte as one printable character (``"\\u0120"`` for a space), 
 """
 
 import re
-from operator import add
 from dataclasses import dataclass
+from operator import add
 from pathlib import Path
 from typing import Any
 

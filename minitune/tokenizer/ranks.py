@@ -28,6 +28,7 @@ def live_merges(
     listed twice keeps its last place, as in the reference.
     """
     symbols = {id for id, data in known.items() if len(data) == 1}
+    made: set[int] = set()
     while merges:
         lefts, rights, made = map(set, zip(*merges, strict=True))
         reachable = (symbols | made) & known.keys() - closed
@@ -41,9 +42,7 @@ def live_merges(
     return merges
 
 
-def proved_order(
-    merges: list[Merge], known: Mapping[int, Sequence[object]], whole: frozenset[int]
-) -> list[int] | None:
+def proved_order(merges: list[Merge], known: Mapping[int, Sequence[object]], whole: frozenset[int]) -> list[int] | None:
     """Return the ids that merges make in the order of their ranks, or None where ranks are not proved to do.
 
     ``whole``: ids that no merge makes but that a whole piece may be; these may not be cut into two tokens at all.

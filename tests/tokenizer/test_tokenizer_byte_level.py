@@ -19,9 +19,9 @@ from tokenizer_cases import add_token, byte_spec, random_texts, slow_merge, writ
 from minitune.errors import TokenizerError
 from minitune.tokenizer import load_tokenizer
 from minitune.tokenizer.byte_level import ByteLevelBPE, list_engine, python_pattern
-from minitune.tokenizer.ranks import live_merges, proved_order
 from minitune.tokenizer.byte_level_spec import LLAMA3_PATTERN, read_byte_level
 from minitune.tokenizer.json_spec import read_root
+from minitune.tokenizer.ranks import live_merges, proved_order
 
 REAL = {
     "gpt2": "gpt2/tokenizer.json",
