@@ -36,6 +36,7 @@ class Vocabulary:
     """What a tokenizer file says, all but the way it cuts text; ``pieces[i]`` is None where the id i is free."""
 
     pieces: Sequence[str | None]
+    id_of: dict[str, int]
     contributions: Sequence[bytes]
     control_ids: frozenset[int]
     bos_id: int | None
@@ -78,7 +79,7 @@ class Tokenizer(ABC):
         self._pieces = vocabulary.pieces
         self._contributions = vocabulary.contributions
         self._strips_space = vocabulary.strips_space
-        self._id_of = {piece: i for i, piece in enumerate(vocabulary.pieces) if piece is not None}
+        self._id_of = vocabulary.id_of
 
     @abstractmethod
     def encode(self, text: str, *, continues: bool = False, control: bool = False) -> list[int]:

@@ -93,17 +93,18 @@ def list_engine(
 ) -> Callable[[str], list[int]]:
     """Return text to ids by the list of merges itself, for vocabularies where ranks are not proved to give the same."""
     byte_ids = {data[0]: id for id, data in spec.token_bytes.items() if len(data) == 1}
-    taken_whole = {spec.token_bytes[id]: id for id in whole}
 
     @cache
-    def prepared() -> tuple[re.Pattern[str], MergeTable]:  # seldom wanted, so made only then
-        return python_pattern(spec.pattern), MergeTable(merges, max(spec.vocab.values()) + 1)
+    def prepared() -> tuple[re.Pattern[str], MergeTable, dict[bytes, int]]:  # seldom wanted, so made only then
+        table = MergeTable(merges, max(spec.vocab.values()) + 1)
+        return python_pattern(spec.pattern), table, {spec.token_bytes[id]: id for id in whole}
 
     @lru_cache(maxsize=1 << 16)
     def ids_of(piece: bytes) -> tuple[int, ...]:
+        _, table, taken_whole = prepared()
         if piece in taken_whole:
             return (taken_whole[piece],)
-        return tuple(prepared()[1].apply([byte_ids[b] for b in piece if b in byte_ids]))
+        return tuple(table.apply([byte_ids[b] for b in piece if b in byte_ids]))
 
     return lambda text: [id for match in prepared()[0].finditer(text) for id in ids_of(match[0].encode("utf-8"))]
 
@@ -167,9 +168,8 @@ def byte_level_tokenizer(spec: ByteLevelSpec, companions: Companions) -> ByteLev
     pieces = names_by_id(spec.vocab, spec.added)
     check_added(spec.path, companions, spec.vocab | {a.content: a.id for a in spec.added})
     own, others = control_of(pieces, spec.added, spec.single, companions.special | {spec.unk_token or ""})
-    contributions = [(piece or "").encode("utf-8") for piece in pieces]
-    for id, spelled in spec.token_bytes.items():
-        contributions[id] = spelled
+    find = spec.token_bytes.get
+    contributions = [find(id) or (piece or "").encode("utf-8") for id, piece in enumerate(pieces)]
     for a in spec.added:
         contributions[a.id] = a.content.encode("utf-8")
     vocabulary = make_vocabulary(

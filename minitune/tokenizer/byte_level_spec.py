@@ -5,6 +5,7 @@ GPT-2 writes every byte as one printable character (``"\\u0120"`` for a space), 
 
 import re
 from dataclasses import dataclass
+from itertools import repeat
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -122,19 +123,23 @@ def read_merges(path: Path, merges: object, vocab: dict[str, int], what: str = "
         raise TokenizerError(f"{path}: model.merges is {shown(merges)}; expected a list of pairs")
     if not merges:
         return []
+    find = vocab.__getitem__
     try:  # all at once, as the largest vocabularies have 300,000
-        if not {*map(type, merges)} <= {str, list}:
-            raise TypeError
-        lefts, rights = zip(*[merge.split(" ") if type(merge) is str else merge for merge in merges], strict=True)
-        find = vocab.__getitem__
+        if type(merges[0]) is str:
+            if set(map(str.count, merges, repeat(" "))) != {1}:
+                raise ValueError
+            tokens = " ".join(merges).split(" ")
+            lefts, rights = tokens[::2], tokens[1::2]
+        else:
+            if set(map(type, merges)) != {list}:
+                raise TypeError
+            lefts, rights = zip(*merges, strict=True)
         return list(zip(map(find, lefts), map(find, rights), map(find, map(add, lefts, rights)), strict=True))
     except (KeyError, TypeError, ValueError):
-        for i, merge in enumerate(merges):
-            _check_merge(path, f"{what} {i}", merge, vocab)
-        raise AssertionError("a merge that cannot be read is found by the loop") from None
+        return [_read_merge(path, f"{what} {i}", merge, vocab) for i, merge in enumerate(merges)]
 
 
-def _check_merge(path: Path, where: str, merge: object, vocab: dict[str, int]) -> None:
+def _read_merge(path: Path, where: str, merge: object, vocab: dict[str, int]) -> tuple[int, int, int]:
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
         raise TokenizerError(
@@ -146,6 +151,8 @@ def _check_merge(path: Path, where: str, merge: object, vocab: dict[str, int]) -
                 f"{path}: {where} {'names' if token in parts else 'makes'} {shown(token)}, which is not in the "
                 "vocabulary; vocabulary and merges must belong together"
             )
+    left, right = parts
+    return vocab[left], vocab[right], vocab[left + right]
 
 
 def _read_normalizer(path: Path, component: object) -> bool:

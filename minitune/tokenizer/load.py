@@ -1,6 +1,9 @@
 """Find out which kind of tokenizer a folder or a file holds, and load it."""
 
+import gc
 import string
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from minitune.errors import TokenizerError
@@ -21,7 +24,23 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     beside it say which tokens have a role or are special; a file that is named on its own is read alone. Raises
     ``TokenizerError`` with one line that names the file.
     """
-    path = Path(path)
+    with _collector_at_rest():
+        return _load(Path(path))
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Rest the cycle collector: it looks again and again at a million tuples that hold no cycle (half of the time)."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _load(path: Path) -> Tokenizer:
     if path.is_dir():
         found = next((path / name for name in ("tokenizer.model", "tokenizer.json") if (path / name).exists()), None)
         if found is None and (path / "vocab.json").exists() and (path / "merges.txt").exists():

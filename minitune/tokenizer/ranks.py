@@ -14,7 +14,8 @@ Whether the list gives the token is read from the trees of its two parts: neighb
 time, and no listed merge of two of them may come before one of them is used up.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import ne
 
 Merge = tuple[int, int, int]  # left id, right id, merged id
 
@@ -35,8 +36,8 @@ def live_merges(
         if lefts <= reachable and rights <= reachable and made <= reachable:
             break
         merges = [m for m in merges if m[0] in reachable and m[1] in reachable and m[2] in reachable]
-    # Two merges of one pair make one token, so where each token has one merge no pair stands twice.
-    if merges and len(made) < len(merges) and len({(m[0], m[1]) for m in merges}) < len(merges):
+    # Two merges of one pair are the same three ids, so where each token has one merge no pair stands twice.
+    if len(made) < len(merges) and len(set(merges)) < len(merges):
         last = {(left, right): (rank, made) for rank, (left, right, made) in enumerate(merges)}
         merges = [(*pair, made) for pair, (_, made) in sorted(last.items(), key=lambda item: item[1][0])]
     return merges
@@ -51,32 +52,32 @@ def proved_order(merges: list[Merge], known: Mapping[int, Sequence[object]], who
     if len(order) == len(merges):
         parts = {data for id, data in known.items() if len(data) == 1}
         parts.update(known[id] for id in (*order, *whole))
-        return order if _reached(merges) and not any(_cuts(known[id], parts) for id in whole) else None
+        return order if _reached(merges) and not _cuts(map(known.__getitem__, whole), parts) else None
     return order if _complete(merges, known, order, whole) else None
 
 
-def _cuts(data: Sequence[object], parts: set[Sequence[object]]) -> int:
-    """In how many ways the bytes are two tokens."""
+def _cuts(tokens: Iterable[Sequence[object]], parts: set[Sequence[object]]) -> int:
+    """In how many ways the tokens, all together, are two parts."""
     found = 0
-    for i in range(1, len(data)):
-        if data[:i] in parts and data[i:] in parts:
-            found += 1
+    for data in tokens:
+        for i in range(1, len(data)):
+            if data[i:] in parts and data[:i] in parts:  # of the two, what stands behind is seldom a part
+                found += 1
     return found
 
 
-def _complete(
-    merges: list[Merge], known: Mapping[int, Sequence[object]], order: list[int], whole: frozenset[int]
-) -> bool:
-    listed: dict[int, int] = dict.fromkeys(whole, 0)
-    before = -1
-    for _, _, made in merges:
-        if made != before and made in listed:
-            return False  # its merges do not stand together
-        listed[made] = listed.get(made, 0) + 1
-        before = made
+def _complete(merges: list[Merge], known: Mapping[int, Sequence[object]], order: list[int], whole: frozenset[int]) -> bool:
+    """Whether the merges of a token stand together, and every cut of a token is listed.
+
+    Each merge is a cut of its token and no merge stands twice, so as many cuts as merges means that all are listed.
+    """
+    made = [id for _, _, id in merges]
+    if sum(map(ne, made, made[1:])) + 1 != len(order):
+        return False
     parts = {data for data in known.values() if len(data) == 1}
-    parts.update(known[id] for id in listed)
-    return all(_cuts(known[id], parts) == count for id, count in listed.items())
+    parts.update(known[id] for id in order)
+    parts.update(known[id] for id in whole)
+    return _cuts(map(known.__getitem__, (*order, *whole)), parts) == len(merges)
 
 
 def _reached(merges: list[Merge]) -> bool:

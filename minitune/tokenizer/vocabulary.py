@@ -58,6 +58,7 @@ def make_vocabulary(
     extra = json.dumps([sorted(control_ids), bos_id, eos_id, pad_id, unk_id, adds_bos]).encode()
     return Vocabulary(
         pieces=pieces,
+        id_of=id_of,
         contributions=contributions,
         control_ids=control_ids,
         bos_id=bos_id,
