@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-# White space as the reference's regular expressions have it: without U+001C..U+001F, which Python's str counts in.
 _CIRCLED = ("\u24b6\u24e9", "\U0001f130\U0001f149", "\U0001f150\U0001f169", "\U0001f170\U0001f189")  # letters too
+# White space as the reference's regular expressions have it: without U+001C..U+001F, which Python's str counts in.
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 
 
@@ -42,10 +42,11 @@ class AddedTokens:
         normalize: Callable[[str], str],
     ):
         listed = {a.content for a in added}
-        every = [*added, *(AddedToken(id=id, content=name) for name, id in names.items() if name not in listed)]
-        raw = [(a.content, a) for a in every if not a.normalized]
-        normal = [(normalize(a.content), a) for a in every if a.normalized]
+        by_name = [AddedToken(id=id, content=name) for name, id in names.items() if name not in listed]
+        raw = [(a.content, a) for a in added if not a.normalized]
+        normal = [(normalize(a.content), a) for a in added if a.normalized]
         self._plain = (AddedMatcher(raw, passed_over), AddedMatcher(normal, passed_over))
+        raw += [(a.content, a) for a in by_name]
         self._control = (AddedMatcher(raw, frozenset()), AddedMatcher(normal, frozenset()))
 
     def split(

@@ -66,7 +66,9 @@ def _cuts(tokens: Iterable[Sequence[object]], parts: set[Sequence[object]]) -> i
     return found
 
 
-def _complete(merges: list[Merge], known: Mapping[int, Sequence[object]], order: list[int], whole: frozenset[int]) -> bool:
+def _complete(
+    merges: list[Merge], known: Mapping[int, Sequence[object]], order: list[int], whole: frozenset[int]
+) -> bool:
     """Whether the merges of a token stand together, and every cut of a token is listed.
 
     Each merge is a cut of its token and no merge stands twice, so as many cuts as merges means that all are listed.
