@@ -14,7 +14,7 @@ from minitune.tokenizer.base import Tokenizer, Vocabulary, without_surrogates
 from minitune.tokenizer.byte_level_spec import IN_UTF8, ByteLevelSpec, read_byte_level
 from minitune.tokenizer.files import Companions, check_added
 from minitune.tokenizer.merge import MergeTable
-from minitune.tokenizer.ranks import live_merges, proved_order
+from minitune.tokenizer.ranks import all_cuts, live_merges, proved_order
 from minitune.tokenizer.vocabulary import control_of, make_vocabulary, names_by_id
 
 LONGEST_BLANK = 100_000  # a run of a million white space characters overflows the stack of tiktoken's engine
@@ -40,7 +40,10 @@ class ByteLevelBPE(Tokenizer):
         if spec.ignore_merges:
             spelled = {id for id, data in spec.token_bytes.items() if len(data) > 1}
             whole = frozenset(spelled - made - self.control_ids)
-        order = proved_order(merges, spec.token_bytes, whole)
+        if spec.ranked:
+            order, whole, made = sorted(whole), frozenset[int](), whole
+        else:
+            order = proved_order(merges, spec.token_bytes, whole)
         self.by_ranks = order is not None
         by_list = list_engine(spec, merges, whole | made if spec.ignore_merges else whole)
         self._encode_plain = by_list if order is None else rank_engine(spec, order, whole)
@@ -96,7 +99,8 @@ def list_engine(
 
     @cache
     def prepared() -> tuple[re.Pattern[str], MergeTable, dict[bytes, int]]:  # seldom wanted, so made only then
-        table = MergeTable(merges, max(spec.vocab.values()) + 1)
+        listed = all_cuts(spec.token_bytes, sorted(whole)) if spec.ranked else merges
+        table = MergeTable(listed, max(spec.vocab.values()) + 1)
         return python_pattern(spec.pattern), table, {spec.token_bytes[id]: id for id in whole}
 
     @lru_cache(maxsize=1 << 16)
@@ -179,7 +183,7 @@ def byte_level_tokenizer(spec: ByteLevelSpec, companions: Companions) -> ByteLev
         contributions=contributions,
         # A byte stays text even if a file gives it a role (a line end as eos).
         control_ids=frozenset(id for id in own | others if len(spec.token_bytes.get(id, b"")) != 1),
-        roles={"unk_token": spec.unk_token},
+        roles={"unk_token": spec.unk_token} | spec.roles,
         single=spec.single,
         strips_space=spec.prefix_space,
     )

@@ -4,7 +4,7 @@ GPT-2 writes every byte as one printable character (``"\\u0120"`` for a space), 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from operator import add
 from pathlib import Path
@@ -44,6 +44,7 @@ _SAFE_REGEX = re.compile(
 class ByteLevelSpec:
     """A byte-level BPE vocabulary. ``merges`` are ``(left id, right id, merged id)``, best first.
 
+    ``ranked``: there are no merges, as ids are ranks, and two neighbours merge where their bytes make a token.
     ``token_bytes``: the tokens that text can spell, by id; other names are reached by name only.
     ``pattern``: the regular expression whose matches are the pieces that merges stay inside of.
     """
@@ -58,7 +59,9 @@ class ByteLevelSpec:
     nfc: bool
     pattern: str
     prefix_space: bool
+    ranked: bool = False
     unk_token: str | None = None
+    roles: dict[str, str | None] = field(default_factory=dict)
     single: tuple[str | None, ...] = (None,)
 
 

@@ -56,6 +56,20 @@ def proved_order(merges: list[Merge], known: Mapping[int, Sequence[object]], who
     return order if _complete(merges, known, order, whole) else None
 
 
+def all_cuts(known: Mapping[int, bytes], order: Sequence[int]) -> list[Merge]:
+    """Return the list of merges that says what ranks say: every cut of each token into two, tokens by their order."""
+    id_of = {data: id for id, data in known.items() if len(data) == 1}
+    id_of |= {known[id]: id for id in order}
+    merges = []
+    for id in order:
+        data = known[id]
+        for i in range(1, len(data)):
+            left, right = id_of.get(data[:i]), id_of.get(data[i:])
+            if left is not None and right is not None:
+                merges.append((left, right, id))
+    return merges
+
+
 def _cuts(tokens: Iterable[Sequence[object]], parts: set[Sequence[object]]) -> int:
     """In how many ways the tokens, all together, are two parts."""
     found = 0

@@ -183,7 +183,6 @@ def test_other_sentencepiece_kinds_are_named(settings: dict[str, object], word: 
     ("folder", "word"),
     [
         ("tokenizers/llama2/hf", "merge 18917"),
-        ("tokenizers/llama3", "tiktoken"),
         ("tokenizers/t5", "spiece.model"),
         ("templates", "tokenizer.model"),
     ],
