@@ -9,7 +9,7 @@ folder that MINITUNE_MATERIAL names; where it is absent a vocabulary is trained 
 
 The reference is ``tokenizers`` (``transformers`` where a vocabulary is two files), asked to leave typed control tokens
 as text, as is the rule here. It is built from the pieces and scores of a sentencepiece file, and given normalised text
-when ids are compared, as its normaliser is known to differ. Where pieces share a score no list of merges says what
+when ids are compared, as its normaliser is known to differ. Where words share a score no list of merges says what
 sentencepiece does, so there the reference is the ``sentencepiece`` library, which is also what runs here.
 """
 
@@ -212,7 +212,7 @@ def without_special_merges(path: Path) -> tokenizers.Tokenizer:
 
 
 def of_model(path: Path) -> tokenizers.Tokenizer | None:
-    """A sentencepiece file in the ``tokenizers`` library, for normalised text; None where scores are not distinct."""
+    """A sentencepiece file in the ``tokenizers`` library, for normalised text; None where words share a score."""
     info = read_model(path.read_bytes())
     library = sentencepiece.SentencePieceProcessor(model_file=str(path))
     scores = [library.get_score(i) for i in range(len(info.pieces))]
@@ -220,14 +220,14 @@ def of_model(path: Path) -> tokenizers.Tokenizer | None:
         pieces = [(piece, score) for (piece, _), score in zip(info.pieces, scores, strict=True)]
         return tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, library.unk_id(), info.byte_fallback))
     usable = {piece: i for i, (piece, kind) in enumerate(info.pieces) if kind == NORMAL}
-    merges, made = [], set()
+    merges, tied = [], dict[float, set[str]]()
     for piece, i in usable.items():
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in usable and right in usable:
                 merges.append((-scores[i], usable[left], usable[right], (left, right)))
-                made.add(i)
-    if len({scores[i] for i in made}) < len(made):
+                tied.setdefault(scores[i], set()).add("".join(sorted(set(piece))))
+    if any(len(characters) > 1 for characters in tied.values()):  # runs of spaces do share one, and may
         return None
     model = tokenizers.models.BPE(
         {piece: i for i, (piece, _) in enumerate(info.pieces)},

@@ -25,8 +25,9 @@ class ByteLevelBPE(Tokenizer):
 
     Special tokens are never found in a text; other added tokens are, as there, white space flags included. A merge
     whose result is a control id is never taken, so no typed text becomes one. ``continues`` matters only where the
-    file puts a space in front. With NFC in the file, a text that is not NFC comes back normalised. A vocabulary may
-    lack bytes of control characters and of rare planes (SmolLM2's does): they are passed over, as in the library.
+    file puts a space in front; it does so where none is, and a text that starts with one comes back without it. With
+    NFC in the file, a text that is not NFC comes back normalised. A vocabulary may lack bytes of control characters
+    and of rare planes (SmolLM2's does): they are passed over, as in the library.
     """
 
     def __init__(self, spec: ByteLevelSpec, vocabulary: Vocabulary):
