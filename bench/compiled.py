@@ -14,6 +14,7 @@ import importlib
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -173,7 +174,11 @@ def main() -> None:
         module = importlib.import_module(f"bench.ops.{operation}")
         for arch in args.arch or (80, 90):
             for name, item in launches(module.shipped(), arch, args.only):
-                reports.append(examine(operation, name, item, arch))
+                try:
+                    reports.append(examine(operation, name, item, arch))
+                except Exception as error:
+                    print(f"{operation} {name} {item.kernel.__name__} sm_{arch}: {error}", file=sys.stderr)
+                    continue
                 print(table(reports[-1:]).splitlines()[1], flush=True)
     if not args.operations and not args.only and not args.arch:
         path = RESULTS / "compiled.jsonl"

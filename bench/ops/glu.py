@@ -58,7 +58,7 @@ def shipped() -> dict[str, Callable[[], object]]:
     from minitune_kernels.glu import KINDS
 
     calls: dict[str, Callable[[], object]] = {}
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float32):
         for kind, number in KINDS.items():
             calls[f"{str(dtype)[6:]} {kind}"] = partial(_meta, dtype, number)
     return calls

@@ -54,6 +54,7 @@ def linear_cross_entropy(
         smoothing,
         softcap or 0.0,
         z_loss,
+        torch.is_grad_enabled(),
     )
 
 
@@ -61,9 +62,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, token_weight: Tensor | None,
-        smoothing: float, softcap: float, z_loss: float,
+        smoothing: float, softcap: float, z_loss: float, train: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
+        # Inside, gradients are always off, and what needs one is told whether they were on or not.
+        wanted = [train and bool(needed) for needed in ctx.needs_input_grad[:3]]
         loss, denominator, dx, dweight, dbias = linear_cross_entropy_chunks(
             x, weight, bias, targets, token_weight, smoothing, softcap, z_loss, *wanted
         )
@@ -79,7 +81,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             (made * dloss).to(dtype) if wanted else None
             for made, dtype, wanted in zip(ctx.saved_tensors, ctx.types, ctx.wanted, strict=True)
         ]
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None
 
 
 def _fake(

@@ -76,6 +76,17 @@ def test_a_frozen_head_costs_no_gradient(dtype: torch.dtype, device: torch.devic
     assert dw.shape == head.shape
 
 
+def test_without_gradients_none_is_made(device: torch.device) -> None:
+    """Guards validation: a head that could be trained is not, while gradients are off."""
+    x, head, _, targets = case(9, 8, 30, torch.float32, device)
+    x, head = x.requires_grad_(), head.requires_grad_()
+    with torch.no_grad(), torch.autograd.profiler.profile() as profile:
+        loss, _ = linear_cross_entropy(x, head, targets)
+    assert not loss.requires_grad
+    products = sum(event.count for event in profile.key_averages() if event.key in ("aten::mm", "aten::addmm"))
+    assert products == 1  # one chunk of six rows, for its logits
+
+
 def test_no_targets_at_all(dtype: torch.dtype, device: torch.device) -> None:
     x, head, _, targets = case(4, 8, 30, dtype, device)
     targets[:] = IGNORE
