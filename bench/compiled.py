@@ -12,11 +12,14 @@ import argparse
 import hashlib
 import importlib
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -162,28 +165,34 @@ def table(reports: Sequence[Report]) -> str:
     return "\n".join([head, *lines])
 
 
+def examine_all(operation: str, arch: int, only: str) -> list[Report]:
+    """Every launch of one operation on one architecture; what cannot be compiled is said and left out."""
+    module = importlib.import_module(f"bench.ops.{operation}")
+    reports: list[Report] = []
+    for name, item in launches(module.shipped(), arch, only):
+        try:
+            reports.append(examine(operation, name, item, arch))
+        except Exception as error:
+            print(f"{operation} {name} {item.kernel.__name__} sm_{arch}: {error}", file=sys.stderr)
+            continue
+        print(table(reports[-1:]).splitlines()[1], flush=True)
+    return reports
+
+
 def main() -> None:
     """Compile, print and write the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.compiled", description=__doc__)
     parser.add_argument("operations", nargs="*", default=[])
     parser.add_argument("--arch", type=int, action="append", help="80, 90; both by default")
     parser.add_argument("--only", default="", help="only cases whose name holds this word; nothing is written then")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    reports: list[Report] = []
-    for operation in args.operations or OPERATIONS:
-        module = importlib.import_module(f"bench.ops.{operation}")
-        for arch in args.arch or (80, 90):
-            for name, item in launches(module.shipped(), arch, args.only):
-                try:
-                    reports.append(examine(operation, name, item, arch))
-                except Exception as error:
-                    print(f"{operation} {name} {item.kernel.__name__} sm_{arch}: {error}", file=sys.stderr)
-                    continue
-                print(table(reports[-1:]).splitlines()[1], flush=True)
+    work = [(operation, arch) for operation in args.operations or OPERATIONS for arch in args.arch or (80, 90)]
+    with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        parts = list(pool.map(examine_all, *zip(*work, strict=True), [args.only] * len(work)))
     if not args.operations and not args.only and not args.arch:
-        path = RESULTS / "compiled.jsonl"
-        rows = [json.dumps({"source": source_hash(), **asdict(report)}) for report in reports]
-        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        rows = [json.dumps({"source": source_hash(), **asdict(report)}) for reports in parts for report in reports]
+        (RESULTS / "compiled.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

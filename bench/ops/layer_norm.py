@@ -42,8 +42,8 @@ def truth(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
 def shipped() -> dict[str, Callable[[], object]]:
     """Every type and tile, with and without the gradient of weight and bias."""
     calls: dict[str, Callable[[], object]] = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        for C in (64, 768, 2048, 4096, 8192):
+    for dtype in (torch.bfloat16,):
+        for C in (768, 4096):
             calls[f"{str(dtype)[6:]} C{C}"] = partial(_meta, dtype, C)
     return calls
 

@@ -82,11 +82,11 @@ def truth(x: Tensor, weight: Tensor) -> list[Tensor]:
 
 
 def shipped() -> dict[str, Callable[[], object]]:
-    """Every type and tile, both orders of rounding, with and without the residual and the weight's gradient."""
+    """The tiles, with and without the residual and the weight's gradient."""
     calls: dict[str, Callable[[], object]] = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        for C in (64, 128, 576, 2048, 4096, 8192, 16384, 20000):
-            calls[f"{str(dtype)[6:]} C{C}"] = partial(_meta, dtype, C)
+    dtype = torch.bfloat16
+    for C in (128, 4096, 16384, 20000):
+        calls[f"{str(dtype)[6:]} C{C}"] = partial(_meta, dtype, C)
     return calls
 
 
@@ -95,9 +95,8 @@ def _meta(dtype: torch.dtype, C: int) -> None:
 
     x, w = torch.empty(4096, C, dtype=dtype, device="meta"), torch.empty(C, dtype=dtype, device="meta")
     rstd = torch.empty(4096, device="meta")
-    for late in (False, True):
-        _rms_norm(x, w, 1e-5, 0.0, late)
-        _add_rms_norm(x, x, w, 1e-5, 0.0, late)
-        for residual in (None, x):
-            for train in (False, True):
-                _rms_norm_backward(x, residual, x, w, rstd, 0.0, late, train)
+    _rms_norm(x, w, 1e-5, 0.0, False)
+    _add_rms_norm(x, x, w, 1e-5, 0.0, True)
+    for residual in (None, x):
+        for train in (False, True):
+            _rms_norm_backward(x, residual, x, w, rstd, 0.0, False, train)
