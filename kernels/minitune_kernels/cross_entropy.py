@@ -307,6 +307,7 @@ def in_place(
     M, V = logits.shape
     losses = logits.new_empty(M, dtype=torch.float32)
     block, warps = blocks(V)
+    warps = 2 * warps if softcap else warps  # a tanh needs registers
     launch(cross_entropy_in_place_kernel, (M,), logits, targets, weight, losses, V, softcap, smoothing, z_loss,
            BLOCK=block, SOFTCAP=softcap > 0, SMOOTH=smoothing > 0, GRADIENT=gradient, num_warps=warps)  # fmt: skip
     return losses
