@@ -1,5 +1,7 @@
 """The hand-written backward of a linear layer with LoRA: autograd's gradients, and less memory on the way."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +26,8 @@ def test_gradients_are_autograds(with_bias: bool) -> None:
     chosen = bias if with_bias else None
     dy = torch.randn(2, 5, 6, dtype=torch.float64)
     made = []
-    for f in (lora_linear, formula):
+    contestants: tuple[Callable[..., Tensor], ...] = (lora_linear, formula)
+    for f in contestants:
         leaves = [t.clone().requires_grad_() for t in (x, A, B)]
         y = f(leaves[0], weight, chosen, *leaves[1:], 0.7)
         made.append([y.detach(), *torch.autograd.grad(y, leaves, dy)])
