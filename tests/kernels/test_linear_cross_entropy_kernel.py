@@ -83,6 +83,7 @@ def test_without_gradients_none_is_made(device: torch.device) -> None:
     with torch.no_grad(), torch.autograd.profiler.profile() as profile:
         loss, _ = linear_cross_entropy(x, head, targets)
     assert not loss.requires_grad
+    assert profile is not None
     events = profile.function_events
     assert events is not None
     products = sum(event.name == "aten::mm" for event in events)
