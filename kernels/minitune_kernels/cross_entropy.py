@@ -115,13 +115,15 @@ def _target_score(row_ptr, y, V, cap, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _take(row_ptr, at, stop, m, l, fall, seen, cap, ROWS: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr,
-          MASKED: tl.constexpr):  # fmt: skip
-    """Take a tile (ROWS, LANES) into each lane's largest score, its sum of e^(z - m) and its sum of z - m.
+def _take(row_ptr, v, stop, m, l, fall, seen, cap, ROWS: tl.constexpr, LANES: tl.constexpr, SOFTCAP: tl.constexpr,
+          SMOOTH: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Take a tile of columns from ``v`` on into each lane's largest score, its sum of e^(z - m) and its sum of z - m.
 
     A lane looks for its largest score among the ROWS first: ROWS + 1 exponentials for as many scores, and not one step
     waits for another lane.
     """
+    lane = tl.arange(0, LANES)
+    at = v + tl.arange(0, ROWS)[:, None] * LANES + lane[None, :]
     z = _scores(row_ptr, at, stop, cap, SOFTCAP, MASKED)
     m_new = tl.maximum(m, tl.max(z, 0))
     l = l * tl.exp2((m - m_new) * LOG2_E) + tl.sum(tl.exp2((z - m_new[None, :]) * LOG2_E), 0)
@@ -130,7 +132,10 @@ def _take(row_ptr, at, stop, m, l, fall, seen, cap, ROWS: tl.constexpr, SOFTCAP:
         if MASKED:
             below = tl.where(at < stop, below, 0.0)
         fall += seen * (m - m_new) + tl.sum(below, 0)
-        seen += tl.sum(tl.where(at < stop, 1.0, 0.0), 0) if MASKED else ROWS
+        if MASKED:
+            seen += tl.minimum(tl.maximum((stop - v - lane + LANES - 1) // LANES, 0), ROWS).to(tl.float32)
+        else:
+            seen += ROWS
     return m_new, l, fall, seen
 
 
@@ -138,16 +143,15 @@ def _take(row_ptr, at, stop, m, l, fall, seen, cap, ROWS: tl.constexpr, SOFTCAP:
 def _statistics(row_ptr, begin, stop, cap, ROWS: tl.constexpr, LANES: tl.constexpr, SOFTCAP: tl.constexpr,
                 SMOOTH: tl.constexpr):  # fmt: skip
     """``m = max z``, ``sum e^(z - m)`` and ``sum (z - m)`` of the columns from ``begin`` to ``stop``."""
-    tile = tl.arange(0, ROWS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     m = tl.full((LANES,), LOWEST, tl.float32)
     l = tl.zeros((LANES,), tl.float32)
     fall = tl.zeros((LANES,), tl.float32)
     seen = tl.zeros((LANES,), tl.float32)
     whole = begin + (stop - begin) // (ROWS * LANES) * (ROWS * LANES)
     for v in tl.range(begin, whole, ROWS * LANES):
-        m, l, fall, seen = _take(row_ptr, v + tile, stop, m, l, fall, seen, cap, ROWS, SOFTCAP, SMOOTH, False)
+        m, l, fall, seen = _take(row_ptr, v, stop, m, l, fall, seen, cap, ROWS, LANES, SOFTCAP, SMOOTH, False)
     if whole < stop:
-        m, l, fall, seen = _take(row_ptr, whole + tile, stop, m, l, fall, seen, cap, ROWS, SOFTCAP, SMOOTH, True)
+        m, l, fall, seen = _take(row_ptr, whole, stop, m, l, fall, seen, cap, ROWS, LANES, SOFTCAP, SMOOTH, True)
     largest = tl.max(m, 0)
     if SMOOTH:
         fall += seen * (m - largest)
@@ -164,18 +168,28 @@ def _row_loss(z_y, m, log2_l, fall, V, smoothing, z_loss, SMOOTH: tl.constexpr):
 
 
 @triton.jit
-def _gradient(z, at, y, m, log2_l, up, V, cap, smoothing, z_loss, SOFTCAP: tl.constexpr):
-    """``up`` times dz of the scores ``z`` at the columns ``at``: one multiply-add before exp2 and one after it.
+def _upstream(up_ptr, y, V):
+    """The row's upstream gradient or weight; NaN where y is no column."""
+    return tl.where((y >= 0) & (y < V), tl.load(up_ptr), float("nan"))
 
-    What does not depend on the column is left to the compiler to take out of the loop.
+
+@triton.jit
+def _gradient(row_ptr, to_ptr, v, stop, y, m, log2_l, up, V, cap, smoothing, z_loss, ROWS: tl.constexpr,
+              LANES: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Write ``up`` times dz of a tile of columns from ``v`` on: a multiply-add before exp2 and one after it.
+
+    What does not depend on the column the compiler takes out of the loop. Only one tile of a row has its target.
     """
+    at = v + tl.arange(0, ROWS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    z = _scores(row_ptr, at, stop, cap, SOFTCAP, MASKED)
     p = tl.exp2((z - m) * LOG2_E - log2_l)
     dz = p * (up * (1.0 + 2.0 * z_loss * (m + log2_l * LN_2))) - up * (smoothing / V)
-    dz -= tl.where(at == y, up * (1.0 - smoothing), 0.0)
+    if (y >= v) & (y < v + ROWS * LANES):
+        dz -= tl.where(at == y, up * (1.0 - smoothing), 0.0)
     if SOFTCAP:
         t = tl.maximum(z / cap, -1.0)  # a column that is not there has -inf
         dz *= 1.0 - t * t
-    return dz
+    tl.store(to_ptr + at, dz.to(to_ptr.dtype.element_ty), mask=(at < stop) if MASKED else None)
 
 
 @triton.jit
@@ -240,23 +254,20 @@ def cross_entropy_backward_kernel(
     y = tl.load(targets_ptr + row)
     from_ptr = logits_ptr + row.to(tl.int64) * stride
     to_ptr = dlogits_ptr + row.to(tl.int64) * V
-    tile = tl.arange(0, ROWS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     if y == IGNORED:
+        tile = tl.arange(0, ROWS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
         for v in tl.range(begin, stop, ROWS * LANES):
             nothing = tl.zeros((ROWS, LANES), dlogits_ptr.dtype.element_ty)
             tl.store(to_ptr + v + tile, nothing, mask=v + tile < stop)
     else:
-        m, log2_l = tl.load(m_ptr + row), tl.load(log2_l_ptr + row)
-        up = tl.where((y >= 0) & (y < V), tl.load(dlosses_ptr + row), float("nan"))
+        m, log2_l, up = tl.load(m_ptr + row), tl.load(log2_l_ptr + row), _upstream(dlosses_ptr + row, y, V)
         whole = begin + (stop - begin) // (ROWS * LANES) * (ROWS * LANES)
         for v in tl.range(begin, whole, ROWS * LANES):
-            z = _scores(from_ptr, v + tile, stop, cap, SOFTCAP, False)
-            dz = _gradient(z, v + tile, y, m, log2_l, up, V, cap, smoothing, z_loss, SOFTCAP)
-            tl.store(to_ptr + v + tile, dz.to(dlogits_ptr.dtype.element_ty))
+            _gradient(from_ptr, to_ptr, v, stop, y, m, log2_l, up, V, cap, smoothing, z_loss, ROWS, LANES, SOFTCAP,
+                      False)  # fmt: skip
         if whole < stop:
-            z = _scores(from_ptr, whole + tile, stop, cap, SOFTCAP, True)
-            dz = _gradient(z, whole + tile, y, m, log2_l, up, V, cap, smoothing, z_loss, SOFTCAP)
-            tl.store(to_ptr + whole + tile, dz.to(dlogits_ptr.dtype.element_ty), mask=whole + tile < stop)
+            _gradient(from_ptr, to_ptr, whole, stop, y, m, log2_l, up, V, cap, smoothing, z_loss, ROWS, LANES, SOFTCAP,
+                      True)  # fmt: skip
 
 
 @triton.jit
@@ -277,20 +288,16 @@ def cross_entropy_in_place_kernel(
     log2_l = tl.log2(l)
     tl.store(losses_ptr + row, _row_loss(z_y, m, log2_l, fall, V, smoothing, z_loss, SMOOTH))
     if GRADIENT:
-        up = tl.where((y >= 0) & (y < V), tl.load(weight_ptr + row), float("nan"))
-        tile = tl.arange(0, ROWS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
-        tiles = V // (ROWS * LANES)
+        up = _upstream(weight_ptr + row, y, V)
+        whole = V // (ROWS * LANES) * (ROWS * LANES)
         tl.debug_barrier()  # every lane has read z[y] and its columns
-        if tiles * ROWS * LANES < V:
-            at = tiles * ROWS * LANES + tile
-            z = _scores(row_ptr, at, V, cap, SOFTCAP, True)
-            dz = _gradient(z, at, y, m, log2_l, up, V, cap, smoothing, z_loss, SOFTCAP)
-            tl.store(row_ptr + at, dz.to(logits_ptr.dtype.element_ty), mask=at < V)
-        for i in tl.range(0, tiles):
-            at = (tiles - 1 - i) * ROWS * LANES + tile
-            z = _scores(row_ptr, at, V, cap, SOFTCAP, False)
-            dz = _gradient(z, at, y, m, log2_l, up, V, cap, smoothing, z_loss, SOFTCAP)
-            tl.store(row_ptr + at, dz.to(logits_ptr.dtype.element_ty))
+        if whole < V:
+            _gradient(row_ptr, row_ptr, whole, V, y, m, log2_l, up, V, cap, smoothing, z_loss, ROWS, LANES, SOFTCAP,
+                      True)  # fmt: skip
+        for back in tl.range(0, whole, ROWS * LANES):
+            v = whole - ROWS * LANES - back
+            _gradient(row_ptr, row_ptr, v, V, y, m, log2_l, up, V, cap, smoothing, z_loss, ROWS, LANES, SOFTCAP,
+                      False)  # fmt: skip
 
 
 # ---- the operators
@@ -356,7 +363,7 @@ def in_place(
     M, V = logits.shape
     losses = logits.new_empty(M, dtype=torch.float32)
     # Long rows by many warps each: fewer rows are under way at once, and more of them is still in the cache.
-    tile = tiles(V, 16 if V > 65536 else 8, deep=2)
+    tile = tiles(V, 16 if V > 65536 and not softcap else 8, deep=2)
     launch(cross_entropy_in_place_kernel, (M,), logits, targets, weight, losses, V, softcap, smoothing, z_loss,
            SOFTCAP=softcap > 0, SMOOTH=smoothing > 0, GRADIENT=gradient, **tile)  # fmt: skip
     return losses
