@@ -87,6 +87,34 @@ def test_without_gradients_none_is_made(device: torch.device) -> None:
     assert products == 1  # one chunk of six rows, for its logits
 
 
+def test_the_upstream_gradient_is_not_rounded(dtype: torch.dtype, device: torch.device) -> None:
+    """Guards 1 / 1531, which bfloat16 would make 0.13 % too small, in every gradient at once; and a second backward."""
+    x, head, _, targets = case(20, 16, 90, dtype, device)
+    leaves = [x.requires_grad_(), head.requires_grad_()]
+    loss, denominator = linear_cross_entropy(x, head, targets)
+    assert not denominator.requires_grad
+    for factor in (1.0, 1 / 1531, 2.0):
+        up = torch.tensor(factor, device=device)
+        dx, dhead = torch.autograd.grad(loss, leaves, up, retain_graph=True)
+        if factor == 1.0:
+            plain = dx
+        assert torch.equal(dx, (plain.double() * up.double()).to(dtype))
+        assert dhead.dtype == dtype
+
+
+def test_a_target_that_is_no_word_shows(dtype: torch.dtype, device: torch.device) -> None:
+    """Guards memory beyond the row: neither read nor written; the loss is NaN, so nobody trains on."""
+    x, head, _, targets = case(20, 16, 90, dtype, device)
+    for wrong in (90, -1, 1 << 40):
+        targets[3] = wrong
+        loss, _ = linear_cross_entropy(x.requires_grad_(), head, targets)
+        assert loss.isnan()
+        (dx,) = torch.autograd.grad(loss, x)
+        assert dx.isnan().any(1).nonzero().tolist() == [[3]]
+        each = token_logprobs(x, head, targets)
+        assert each.isnan().nonzero().tolist() == [[3]]
+
+
 def test_no_targets_at_all(dtype: torch.dtype, device: torch.device) -> None:
     x, head, _, targets = case(4, 8, 30, dtype, device)
     targets[:] = IGNORE
