@@ -94,7 +94,7 @@ def check_types(name: str, x: Tensor) -> None:
 
 
 @triton.jit
-def _capped(z, cap, SOFTCAP: tl.constexpr):
+def capped(z, cap, SOFTCAP: tl.constexpr):
     return cap * tanh(z / cap) if SOFTCAP else z
 
 
@@ -102,16 +102,16 @@ def _capped(z, cap, SOFTCAP: tl.constexpr):
 def _scores(row_ptr, at, stop, cap, SOFTCAP: tl.constexpr, MASKED: tl.constexpr):
     """The scores of a row at the columns ``at``; -inf from ``stop`` on, if it may lie among them."""
     if MASKED:
-        z = _capped(tl.load(row_ptr + at, mask=at < stop, other=0.0).to(tl.float32), cap, SOFTCAP)
+        z = capped(tl.load(row_ptr + at, mask=at < stop, other=0.0).to(tl.float32), cap, SOFTCAP)
         return tl.where(at < stop, z, float("-inf"))
-    return _capped(tl.load(row_ptr + at).to(tl.float32), cap, SOFTCAP)
+    return capped(tl.load(row_ptr + at).to(tl.float32), cap, SOFTCAP)
 
 
 @triton.jit
 def _target_score(row_ptr, y, V, cap, SOFTCAP: tl.constexpr):
     """z[y]; NaN where y is no column, so that the mistake shows in the loss and nothing else is read."""
     z = tl.load(row_ptr + y, mask=(y >= 0) & (y < V), other=float("nan")).to(tl.float32)
-    return _capped(z, cap, SOFTCAP)
+    return capped(z, cap, SOFTCAP)
 
 
 @triton.jit
@@ -378,7 +378,7 @@ def tiles(V: int, warps: int, deep: int = 4) -> dict[str, int]:
 
 
 def cut(N: int, V: int, tile: dict[str, int], processors: int) -> tuple[int, int]:
-    """Columns of a piece, a multiple of a tile, and how many pieces: enough for 16 programs a processor, if there are."""
+    """Columns of a piece, a multiple of a tile, and how many pieces: for 16 programs a processor, if V allows it."""
     columns = tile["ROWS"] * tile["LANES"]
     wanted = max(1, min(16 * processors // max(N, 1), cdiv(V, columns)))
     piece = cdiv(cdiv(V, wanted), columns) * columns

@@ -135,7 +135,7 @@ def linear_cross_entropy_chunks(
         if to_x:
             dx[part] = logits @ head
         if to_weight:
-            _add_product(dweight, logits, own, first=begin == 0)
+            add_product(dweight, logits, own, first=begin == 0)
         if to_bias:
             total = logits.sum(0, dtype=torch.float32)
             dbias.copy_(total) if begin == 0 else dbias.add_(total)
@@ -220,7 +220,7 @@ def _logits(x: Tensor, head: Tensor, bias: Tensor | None, out: Tensor) -> Tensor
     return torch.addmm(bias.to(x.dtype), x, head.T, out=out)
 
 
-def _add_product(total: Tensor, dlogits: Tensor, x: Tensor, *, first: bool) -> None:
+def add_product(total: Tensor, dlogits: Tensor, x: Tensor, *, first: bool) -> None:
     """``total (V, C) = dlogits^T x``, or ``+=``, in float32: the BLAS's own accumulator goes straight out."""
     if x.dtype == torch.float32 or x.device.type != "cuda":
         left, right = dlogits.T.float(), x.float()
