@@ -29,6 +29,8 @@ IGNORE = -100
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+LOWEST = tl.constexpr(-1.0e38)  # where a largest score starts: finite, so that no difference is inf - inf
+IGNORED = tl.constexpr(IGNORE)
 
 
 def cross_entropy(
@@ -60,15 +62,16 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, softcap: float, z_loss: float) -> Tensor:
-        losses, m, l = cross_entropy_forward(logits, targets, smoothing, softcap, z_loss)
-        ctx.save_for_backward(logits, targets, m, l)
+        losses, m, log2_l = cross_entropy_forward(logits, targets, smoothing, softcap, z_loss)
+        ctx.save_for_backward(logits, targets, m, log2_l)
         ctx.options = smoothing, softcap, z_loss
         return losses
 
     @staticmethod
     def backward(ctx: Any, dlosses: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        logits, targets, m, l = ctx.saved_tensors
-        return cross_entropy_backward(dlosses.contiguous(), logits, targets, m, l, *ctx.options), None, None, None, None
+        logits, targets, m, log2_l = ctx.saved_tensors
+        dlogits = cross_entropy_backward(dlosses.contiguous(), logits, targets, m, log2_l, *ctx.options)
+        return dlogits, None, None, None, None
 
 
 def check_options(smoothing: float, softcap: float | None, z_loss: float) -> None:
@@ -91,158 +94,210 @@ def check_types(name: str, x: Tensor) -> None:
 
 
 @triton.jit
-def _capped(z, cap, SOFTCAP: tl.constexpr):
+def capped(z, cap, SOFTCAP: tl.constexpr):
     return cap * tanh(z / cap) if SOFTCAP else z
 
 
 @triton.jit
-def _statistics(
-    row_ptr, begin, stop, m, l, total, cap, BLOCK: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr
-):
-    """Take the columns from ``begin`` to ``stop`` into the largest score, the sum of exponentials, the sum of scores.
+def _scores(row_ptr, at, stop, cap, SOFTCAP: tl.constexpr, MASKED: tl.constexpr):
+    """The scores of a row at the columns ``at``; -inf from ``stop`` on, if it may lie among them."""
+    if MASKED:
+        z = capped(tl.load(row_ptr + at, mask=at < stop, other=0.0).to(tl.float32), cap, SOFTCAP)
+        return tl.where(at < stop, z, float("-inf"))
+    return capped(tl.load(row_ptr + at).to(tl.float32), cap, SOFTCAP)
 
-    Every lane keeps its own three, which are put together once at the end: no step waits for a reduction.
+
+@triton.jit
+def _target_score(row_ptr, y, V, cap, SOFTCAP: tl.constexpr):
+    """z[y]; NaN where y is no column, so that the mistake shows in the loss and nothing else is read."""
+    z = tl.load(row_ptr + y, mask=(y >= 0) & (y < V), other=float("nan")).to(tl.float32)
+    return capped(z, cap, SOFTCAP)
+
+
+@triton.jit
+def _take(row_ptr, v, stop, m, l, fall, seen, cap, ROWS: tl.constexpr, LANES: tl.constexpr, SOFTCAP: tl.constexpr,
+          SMOOTH: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Take a tile of columns from ``v`` on into each lane's largest score, its sum of e^(z - m) and its sum of z - m.
+
+    A lane looks for its largest score among the ROWS first: ROWS + 1 exponentials for as many scores, and not one step
+    waits for another lane.
     """
-    at = tl.arange(0, BLOCK)
-    for v in tl.range(begin, stop, BLOCK):
-        inside = v + at < stop
-        z = _capped(tl.load(row_ptr + v + at, mask=inside, other=0.0).to(tl.float32), cap, SOFTCAP)
-        if SMOOTH:
-            total += tl.where(inside, z, 0.0)
-        z = tl.where(inside, z, float("-inf"))
-        m_new = tl.maximum(m, z)
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-        l = l * tl.exp2((m - shift) * LOG2_E) + tl.exp2((z - shift) * LOG2_E)
-        m = m_new
-    return m, l, total
+    lane = tl.arange(0, LANES)
+    at = v + tl.arange(0, ROWS)[:, None] * LANES + lane[None, :]
+    z = _scores(row_ptr, at, stop, cap, SOFTCAP, MASKED)
+    m_new = tl.maximum(m, tl.max(z, 0))
+    l = l * tl.exp2((m - m_new) * LOG2_E) + tl.sum(tl.exp2((z - m_new[None, :]) * LOG2_E), 0)
+    if SMOOTH:
+        below = z - m_new[None, :]
+        if MASKED:
+            below = tl.where(at < stop, below, 0.0)
+        fall += seen * (m - m_new) + tl.sum(below, 0)
+        if MASKED:
+            seen += tl.minimum(tl.maximum((stop - v - lane + LANES - 1) // LANES, 0), ROWS).to(tl.float32)
+        else:
+            seen += ROWS
+    return m_new, l, fall, seen
 
 
 @triton.jit
-def _together(m, l):
-    """The largest of many scores, and the sum of exponentials behind it."""
+def _statistics(row_ptr, begin, stop, cap, ROWS: tl.constexpr, LANES: tl.constexpr, SOFTCAP: tl.constexpr,
+                SMOOTH: tl.constexpr):  # fmt: skip
+    """``m = max z``, ``sum e^(z - m)`` and ``sum (z - m)`` of the columns from ``begin`` to ``stop``."""
+    m = tl.full((LANES,), LOWEST, tl.float32)
+    l = tl.zeros((LANES,), tl.float32)
+    fall = tl.zeros((LANES,), tl.float32)
+    seen = tl.zeros((LANES,), tl.float32)
+    whole = begin + (stop - begin) // (ROWS * LANES) * (ROWS * LANES)
+    for v in tl.range(begin, whole, ROWS * LANES):
+        m, l, fall, seen = _take(row_ptr, v, stop, m, l, fall, seen, cap, ROWS, LANES, SOFTCAP, SMOOTH, False)
+    if whole < stop:
+        m, l, fall, seen = _take(row_ptr, whole, stop, m, l, fall, seen, cap, ROWS, LANES, SOFTCAP, SMOOTH, True)
     largest = tl.max(m, 0)
-    shift = tl.where(largest == float("-inf"), 0.0, largest)
-    return largest, tl.sum(l * tl.exp2((m - shift) * LOG2_E), 0)
+    if SMOOTH:
+        fall += seen * (m - largest)
+    return largest, tl.sum(l * tl.exp2((m - largest) * LOG2_E), 0), tl.sum(fall, 0)
 
 
 @triton.jit
-def _gradient(z, at, y, m, l, V, cap, smoothing, z_loss, SOFTCAP: tl.constexpr):
-    """dz of the scores ``z`` at the columns ``at``, before the row's weight."""
-    p = tl.exp2((z - m) * LOG2_E) / l
-    p = p * (1.0 + 2.0 * z_loss * (m + tl.log2(l) * LN_2))
-    dz = p - smoothing / V - tl.where(at == y, 1.0 - smoothing, 0.0)
-    if SOFTCAP:
-        dz = dz * (1.0 - (z / cap) * (z / cap))
-    return dz
-
-
-@triton.jit
-def _row_loss(z_y, m, l, total, V, smoothing, z_loss):
-    log_l = tl.log2(l) * LN_2
-    loss = (m - z_y) + log_l
-    loss = (1.0 - smoothing) * loss + smoothing * ((m - total / V) + log_l)
-    lse = m + log_l
+def _row_loss(z_y, m, log2_l, fall, V, smoothing, z_loss, SMOOTH: tl.constexpr):
+    loss = log2_l * LN_2 + (1.0 - smoothing) * (m - z_y)
+    if SMOOTH:
+        loss -= smoothing * (fall / V)
+    lse = m + log2_l * LN_2
     return loss + z_loss * lse * lse
 
 
 @triton.jit
+def _upstream(up_ptr, y, V):
+    """The row's upstream gradient or weight; NaN where y is no column."""
+    return tl.where((y >= 0) & (y < V), tl.load(up_ptr), float("nan"))
+
+
+@triton.jit
+def _gradient(row_ptr, to_ptr, v, stop, y, m, log2_l, up, V, cap, smoothing, z_loss, ROWS: tl.constexpr,
+              LANES: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Write ``up`` times dz of a tile of columns from ``v`` on: a multiply-add before exp2 and one after it.
+
+    What does not depend on the column the compiler takes out of the loop. Only one tile of a row has its target.
+    """
+    at = v + tl.arange(0, ROWS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+    z = _scores(row_ptr, at, stop, cap, SOFTCAP, MASKED)
+    p = tl.exp2((z - m) * LOG2_E - log2_l)
+    dz = p * (up * (1.0 + 2.0 * z_loss * (m + log2_l * LN_2))) - up * (smoothing / V)
+    if (y >= v) & (y < v + ROWS * LANES):
+        dz -= tl.where(at == y, up * (1.0 - smoothing), 0.0)
+    if SOFTCAP:
+        t = tl.maximum(z / cap, -1.0)  # a column that is not there has -inf
+        dz *= 1.0 - t * t
+    tl.store(to_ptr + at, dz.to(to_ptr.dtype.element_ty), mask=(at < stop) if MASKED else None)
+
+
+@triton.jit
 def cross_entropy_pieces_kernel(
-    logits_ptr, targets_ptr, m_ptr, l_ptr, total_ptr, stride, V, pieces, piece, cap,
-    BLOCK: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr,
+    logits_ptr, targets_ptr, parts_ptr, N, stride, V, piece, cap,
+    ROWS: tl.constexpr, LANES: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of one piece of one row."""
+    """Statistics of one piece of one row, to ``parts (3, pieces, N)``."""
     row, i = tl.program_id(0), tl.program_id(1)
-    if tl.load(targets_ptr + row) == -100:
-        return
-    m = tl.full((BLOCK,), float("-inf"), tl.float32)
-    l = tl.zeros((BLOCK,), tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    begin = i * piece
-    m, l, total = _statistics(
-        logits_ptr + row.to(tl.int64) * stride, begin, tl.minimum(begin + piece, V), m, l, total, cap, BLOCK, SOFTCAP,
-        SMOOTH,
-    )  # fmt: skip
-    m, l = _together(m, l)
-    at = row * pieces + i
-    tl.store(m_ptr + at, m)
-    tl.store(l_ptr + at, l)
-    tl.store(total_ptr + at, tl.sum(total, 0))
+    if tl.load(targets_ptr + row) != IGNORED:
+        begin = i * piece
+        m, l, fall = _statistics(
+            logits_ptr + row.to(tl.int64) * stride, begin, tl.minimum(begin + piece, V), cap, ROWS, LANES, SOFTCAP,
+            SMOOTH,
+        )  # fmt: skip
+        plane = tl.num_programs(1) * N
+        to = parts_ptr + i * N + row
+        tl.store(to, m)
+        tl.store(to + plane, l)
+        tl.store(to + 2 * plane, fall)
 
 
 @triton.jit
 def cross_entropy_rows_kernel(
-    logits_ptr, targets_ptr, m_pieces_ptr, l_pieces_ptr, total_ptr, losses_ptr, m_ptr, l_ptr, stride, V, pieces,
-    cap, smoothing, z_loss, BLOCK: tl.constexpr, SOFTCAP: tl.constexpr,
+    logits_ptr, targets_ptr, parts_ptr, losses_ptr, m_ptr, log2_l_ptr, N, stride, V, pieces, piece, cap, smoothing,
+    z_loss, BLOCK: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr,
 ):  # fmt: skip
-    """Put the pieces of a row together: its loss, and what the backward needs."""
-    row = tl.program_id(0)
-    y = tl.load(targets_ptr + row)
-    if y == -100:
-        tl.store(losses_ptr + row, 0.0)
-        tl.store(m_ptr + row, 0.0)
-        tl.store(l_ptr + row, 1.0)
-        return
-    at = tl.arange(0, BLOCK)
-    inside = at < pieces
-    m_i = tl.load(m_pieces_ptr + row * pieces + at, mask=inside, other=float("-inf"))
-    l_i = tl.load(l_pieces_ptr + row * pieces + at, mask=inside, other=0.0)
-    total = tl.sum(tl.load(total_ptr + row * pieces + at, mask=inside, other=0.0), 0)
-    m, l = _together(m_i, l_i)
-    z_y = _capped(tl.load(logits_ptr + row.to(tl.int64) * stride + y).to(tl.float32), cap, SOFTCAP)
-    tl.store(losses_ptr + row, _row_loss(z_y, m, l, total, V, smoothing, z_loss))
-    tl.store(m_ptr + row, m)
-    tl.store(l_ptr + row, l)
+    """Put the pieces of BLOCK rows together: their losses, and what the backward needs."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y = tl.load(targets_ptr + row, mask=row < N, other=IGNORED)
+    kept = y != IGNORED
+    plane = pieces * N
+    m = tl.full((BLOCK,), LOWEST, tl.float32)
+    for i in tl.range(0, pieces):
+        m = tl.maximum(m, tl.load(parts_ptr + i * N + row, mask=kept, other=0.0))
+    l = tl.zeros((BLOCK,), tl.float32)
+    fall = tl.zeros((BLOCK,), tl.float32)
+    for i in tl.range(0, pieces):
+        own = parts_ptr + i * N + row
+        lower = tl.load(own, mask=kept, other=0.0) - m
+        l += tl.load(own + plane, mask=kept, other=1.0) * tl.exp2(lower * LOG2_E)
+        if SMOOTH:
+            width = tl.minimum(piece, V - i * piece)
+            fall += tl.load(own + 2 * plane, mask=kept, other=0.0) + width * lower
+    z_y = _target_score(logits_ptr + row.to(tl.int64) * stride, tl.where(kept, y, 0), V * kept, cap, SOFTCAP)
+    log2_l = tl.log2(l)
+    loss = _row_loss(z_y, m, log2_l, fall, V, smoothing, z_loss, SMOOTH)
+    tl.store(losses_ptr + row, tl.where(kept, loss, 0.0), mask=row < N)
+    tl.store(m_ptr + row, tl.where(kept, m, 0.0), mask=row < N)
+    tl.store(log2_l_ptr + row, tl.where(kept, log2_l, 0.0), mask=row < N)
 
 
 @triton.jit
 def cross_entropy_backward_kernel(
-    dlosses_ptr, logits_ptr, targets_ptr, m_ptr, l_ptr, dlogits_ptr, stride, V, cap, smoothing, z_loss,
-    BLOCK: tl.constexpr, SOFTCAP: tl.constexpr,
+    dlosses_ptr, logits_ptr, targets_ptr, m_ptr, log2_l_ptr, dlogits_ptr, stride, V, piece, cap, smoothing, z_loss,
+    ROWS: tl.constexpr, LANES: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """dlogits of one stretch of one row; zeros in a row without a target."""
+    """dlogits of one piece of one row; zeros in a row without a target, whose logits are not read."""
     row = tl.program_id(0)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < V
+    begin = tl.program_id(1) * piece
+    stop = tl.minimum(begin + piece, V)
     y = tl.load(targets_ptr + row)
-    to = dlogits_ptr + row.to(tl.int64) * V + at
-    if y == -100:
-        tl.store(to, tl.zeros((BLOCK,), dlogits_ptr.dtype.element_ty), mask=inside)
-        return
-    m, l, up = tl.load(m_ptr + row), tl.load(l_ptr + row), tl.load(dlosses_ptr + row)
-    z = tl.load(logits_ptr + row.to(tl.int64) * stride + at, mask=inside, other=0.0).to(tl.float32)
-    z = tl.where(inside, _capped(z, cap, SOFTCAP), m)
-    dz = _gradient(z, at, y, m, l, V, cap, smoothing, z_loss, SOFTCAP)
-    tl.store(to, (dz * up).to(dlogits_ptr.dtype.element_ty), mask=inside)
+    from_ptr = logits_ptr + row.to(tl.int64) * stride
+    to_ptr = dlogits_ptr + row.to(tl.int64) * V
+    if y == IGNORED:
+        tile = tl.arange(0, ROWS)[:, None] * LANES + tl.arange(0, LANES)[None, :]
+        for v in tl.range(begin, stop, ROWS * LANES):
+            nothing = tl.zeros((ROWS, LANES), dlogits_ptr.dtype.element_ty)
+            tl.store(to_ptr + v + tile, nothing, mask=v + tile < stop)
+    else:
+        m, log2_l, up = tl.load(m_ptr + row), tl.load(log2_l_ptr + row), _upstream(dlosses_ptr + row, y, V)
+        whole = begin + (stop - begin) // (ROWS * LANES) * (ROWS * LANES)
+        for v in tl.range(begin, whole, ROWS * LANES):
+            _gradient(from_ptr, to_ptr, v, stop, y, m, log2_l, up, V, cap, smoothing, z_loss, ROWS, LANES, SOFTCAP,
+                      False)  # fmt: skip
+        if whole < stop:
+            _gradient(from_ptr, to_ptr, whole, stop, y, m, log2_l, up, V, cap, smoothing, z_loss, ROWS, LANES, SOFTCAP,
+                      True)  # fmt: skip
 
 
 @triton.jit
 def cross_entropy_in_place_kernel(
     logits_ptr, targets_ptr, weight_ptr, losses_ptr, V, cap, smoothing, z_loss,
-    BLOCK: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr, GRADIENT: tl.constexpr,
+    ROWS: tl.constexpr, LANES: tl.constexpr, SOFTCAP: tl.constexpr, SMOOTH: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
     """Loss of one row, and with ``GRADIENT`` its logits turned into weight * dlogits where they stand.
 
-    The row is read a second time while the second-level cache still has it. Every row has a target.
+    The second reading goes from the end of the row to its start: what the second-level cache still has is what was
+    read last. Every row has a target.
     """
     row = tl.program_id(0)
     row_ptr = logits_ptr + row.to(tl.int64) * V
     y = tl.load(targets_ptr + row)
-    m = tl.full((BLOCK,), float("-inf"), tl.float32)
-    l = tl.zeros((BLOCK,), tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    z_y = _capped(tl.load(row_ptr + y).to(tl.float32), cap, SOFTCAP)
-    m, l, total = _statistics(row_ptr, 0, V, m, l, total, cap, BLOCK, SOFTCAP, SMOOTH)
-    m, l = _together(m, l)
-    tl.store(losses_ptr + row, _row_loss(z_y, m, l, tl.sum(total, 0), V, smoothing, z_loss))
+    z_y = _target_score(row_ptr, y, V, cap, SOFTCAP)
+    m, l, fall = _statistics(row_ptr, 0, V, cap, ROWS, LANES, SOFTCAP, SMOOTH)
+    log2_l = tl.log2(l)
+    tl.store(losses_ptr + row, _row_loss(z_y, m, log2_l, fall, V, smoothing, z_loss, SMOOTH))
     if GRADIENT:
-        weight = tl.load(weight_ptr + row)
+        up = _upstream(weight_ptr + row, y, V)
+        whole = V // (ROWS * LANES) * (ROWS * LANES)
         tl.debug_barrier()  # every lane has read z[y] and its columns
-        for v in tl.range(0, V, BLOCK):
-            at = v + tl.arange(0, BLOCK)
-            z = _capped(tl.load(row_ptr + at, mask=at < V, other=0.0).to(tl.float32), cap, SOFTCAP)
-            z = tl.where(at < V, z, m)
-            dz = weight * _gradient(z, at, y, m, l, V, cap, smoothing, z_loss, SOFTCAP)
-            tl.store(row_ptr + at, dz.to(logits_ptr.dtype.element_ty), mask=at < V)
+        if whole < V:
+            _gradient(row_ptr, row_ptr, whole, V, y, m, log2_l, up, V, cap, smoothing, z_loss, ROWS, LANES, SOFTCAP,
+                      True)  # fmt: skip
+        for back in tl.range(0, whole, ROWS * LANES):
+            v = whole - ROWS * LANES - back
+            _gradient(row_ptr, row_ptr, v, V, y, m, log2_l, up, V, cap, smoothing, z_loss, ROWS, LANES, SOFTCAP,
+                      False)  # fmt: skip
 
 
 # ---- the operators
@@ -260,43 +315,44 @@ def _forward_fake(logits: Tensor, targets: Tensor, smoothing: float, softcap: fl
 def cross_entropy_forward(
     logits: Tensor, targets: Tensor, smoothing: float, softcap: float, z_loss: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``losses, m, l``, each (N,); 0, 0 and 1 in a row without a target."""
-    losses, m, l = _forward_fake(logits, targets, smoothing, softcap, z_loss)
-    chose("cross_entropy", "pieces of rows")
+    """``losses``, ``m`` and ``log2 l``, each (N,); 0 in a row without a target."""
+    losses, m, log2_l = _forward_fake(logits, targets, smoothing, softcap, z_loss)
     N, V = logits.shape
-    block, warps = blocks(V)
-    piece, pieces = cut(N, V, block, processors(logits.device))
-    parts = [logits.new_empty((N, pieces), dtype=torch.float32) for _ in range(3)]
-    launch(cross_entropy_pieces_kernel, (N, pieces), logits, targets, *parts, logits.stride(0), V, pieces, piece,
-           softcap, BLOCK=block, SOFTCAP=softcap > 0, SMOOTH=smoothing > 0, num_warps=warps)  # fmt: skip
-    launch(cross_entropy_rows_kernel, (N,), logits, targets, *parts, losses, m, l, logits.stride(0), V, pieces,
-           softcap, smoothing, z_loss, BLOCK=power_of_two(pieces), SOFTCAP=softcap > 0, num_warps=1)  # fmt: skip
-    return losses, m, l
+    tile = tiles(V, 8)
+    piece, pieces = cut(N, V, tile, processors(logits.device))
+    chose("cross_entropy", "a row each" if pieces == 1 else "pieces of rows")
+    parts = logits.new_empty((3, pieces, N), dtype=torch.float32)
+    launch(cross_entropy_pieces_kernel, (N, pieces), logits, targets, parts, N, logits.stride(0), V, piece, softcap,
+           SOFTCAP=softcap > 0, SMOOTH=smoothing > 0, **tile)  # fmt: skip
+    launch(cross_entropy_rows_kernel, (cdiv(N, 32),), logits, targets, parts, losses, m, log2_l, N, logits.stride(0), V,
+           pieces, piece, softcap, smoothing, z_loss, BLOCK=32, SOFTCAP=softcap > 0, SMOOTH=smoothing > 0,
+           num_warps=1)  # fmt: skip
+    return losses, m, log2_l
 
 
 def _backward_fake(
-    dlosses: Tensor, logits: Tensor, targets: Tensor, m: Tensor, l: Tensor, smoothing: float, softcap: float,
+    dlosses: Tensor, logits: Tensor, targets: Tensor, m: Tensor, log2_l: Tensor, smoothing: float, softcap: float,
     z_loss: float,
 ) -> Tensor:  # fmt: skip
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 @operator(
-    "cross_entropy_backward(Tensor dlosses, Tensor logits, Tensor targets, Tensor m, Tensor l, float smoothing, "
+    "cross_entropy_backward(Tensor dlosses, Tensor logits, Tensor targets, Tensor m, Tensor log2_l, float smoothing, "
     "float softcap, float z_loss) -> Tensor",
     _backward_fake,
 )
 def cross_entropy_backward(
-    dlosses: Tensor, logits: Tensor, targets: Tensor, m: Tensor, l: Tensor, smoothing: float, softcap: float,
+    dlosses: Tensor, logits: Tensor, targets: Tensor, m: Tensor, log2_l: Tensor, smoothing: float, softcap: float,
     z_loss: float,
 ) -> Tensor:  # fmt: skip
     """``dlogits (N, V)``, contiguous."""
-    dlogits = _backward_fake(dlosses, logits, targets, m, l, smoothing, softcap, z_loss)
+    dlogits = _backward_fake(dlosses, logits, targets, m, log2_l, smoothing, softcap, z_loss)
     N, V = logits.shape
-    block, warps = blocks(V)
-    launch(cross_entropy_backward_kernel, (N, cdiv(V, block)), dlosses, logits, targets, m, l, dlogits,
-           logits.stride(0), V, softcap, smoothing, z_loss, BLOCK=block, SOFTCAP=softcap > 0,
-           num_warps=warps)  # fmt: skip
+    tile = tiles(V, 8, deep=2)
+    piece, pieces = cut(N, V, tile, processors(logits.device))
+    launch(cross_entropy_backward_kernel, (N, pieces), dlosses, logits, targets, m, log2_l, dlogits, logits.stride(0),
+           V, piece, softcap, smoothing, z_loss, SOFTCAP=softcap > 0, **tile)  # fmt: skip
     return dlogits
 
 
@@ -306,23 +362,24 @@ def in_place(
     """Losses (M,) of ``logits (M, V)``, contiguous; with ``gradient`` the logits become weight * dlogits."""
     M, V = logits.shape
     losses = logits.new_empty(M, dtype=torch.float32)
-    block, warps = blocks(V)
-    warps = 2 * warps if softcap else warps  # a tanh needs registers
+    # Long rows by many warps each: fewer rows are under way at once, and more of them is still in the cache.
+    tile = tiles(V, 16 if V > 65536 and not softcap else 8, deep=2)
     launch(cross_entropy_in_place_kernel, (M,), logits, targets, weight, losses, V, softcap, smoothing, z_loss,
-           BLOCK=block, SOFTCAP=softcap > 0, SMOOTH=smoothing > 0, GRADIENT=gradient, num_warps=warps)  # fmt: skip
+           SOFTCAP=softcap > 0, SMOOTH=smoothing > 0, GRADIENT=gradient, **tile)  # fmt: skip
     return losses
 
 
-def blocks(V: int) -> tuple[int, int]:
-    """Columns that a program takes at a time, and its warps: 16 columns a lane."""
+def tiles(V: int, warps: int, deep: int = 4) -> dict[str, int]:
+    """The columns that a program takes at a time: LANES of 8 columns a thread, and ROWS of those; and its warps."""
     if interpreted():
-        return 64, 4
-    block = min(4096, power_of_two(V, 512))
-    return block, max(1, block // 512)
+        return {"ROWS": 2, "LANES": 32, "num_warps": 4}
+    warps = min(warps, power_of_two(cdiv(V, 256)))
+    return {"ROWS": min(deep, power_of_two(cdiv(V, 256 * warps))), "LANES": 256 * warps, "num_warps": warps}
 
 
-def cut(N: int, V: int, block: int, processors: int) -> tuple[int, int]:
-    """Columns of a piece, a multiple of ``block``, and how many pieces: enough for four programs a processor."""
-    wanted = max(1, min(cdiv(4 * processors, max(N, 1)), cdiv(V, block)))
-    piece = cdiv(cdiv(V, wanted), block) * block
+def cut(N: int, V: int, tile: dict[str, int], processors: int) -> tuple[int, int]:
+    """Columns of a piece, a multiple of a tile, and how many pieces: for 16 programs a processor, if V allows it."""
+    columns = tile["ROWS"] * tile["LANES"]
+    wanted = max(1, min(16 * processors // max(N, 1), cdiv(V, columns)))
+    piece = cdiv(cdiv(V, wanted), columns) * columns
     return piece, cdiv(V, piece)

@@ -10,7 +10,7 @@ on in chunks of some thousand tokens:
 
 The products are the BLAS's. Chunks are large and fixed: small ones would read and write dW more often than the data.
 The gradients are made in the forward for an upstream gradient of 1; since that is one number, multiplying by it later
-is exact, and it goes into the pass that rounds them to the types of the inputs anyway.
+is exact, and it goes into the pass that rounds them to the types of the inputs (``scaled``).
 
 One wait for the device remains: how many rows have a target decides how much work there is.
 """
@@ -18,10 +18,12 @@ One wait for the device remains: how many rows have a target decides how much wo
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from minitune_kernels.cross_entropy import IGNORE, check_options, check_types, in_place
-from minitune_kernels.launch import chose, interpreted, operator
+from minitune_kernels.launch import cdiv, chose, interpreted, launch, operator
 
 BUFFER_ELEMENTS = 1 << 28
 """Logits of one chunk at most: half a GiB of 16-bit numbers."""
@@ -78,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         gradients = [
-            (made * dloss).to(dtype) if wanted else None
+            scaled(made, dloss, dtype) if wanted else None
             for made, dtype, wanted in zip(ctx.saved_tensors, ctx.types, ctx.wanted, strict=True)
         ]
         return *gradients, None, None, None, None, None, None
@@ -119,7 +121,7 @@ def linear_cross_entropy_chunks(
         dbias.zero_()
     losses = torch.empty(len(kept), device=x.device)
     gradient = to_x or to_weight or to_bias
-    rows = chunk_rows(head.shape[0])
+    rows = chunk_rows(len(kept), head.shape[0])
     buffer = x.new_empty((min(rows, len(kept)), head.shape[0]))
     for begin in range(0, len(kept), rows):
         part = kept[begin : begin + rows]
@@ -133,7 +135,7 @@ def linear_cross_entropy_chunks(
         if to_x:
             dx[part] = logits @ head
         if to_weight:
-            _add_product(dweight, logits, own, first=begin == 0)
+            add_product(dweight, logits, own, first=begin == 0)
         if to_bias:
             total = logits.sum(0, dtype=torch.float32)
             dbias.copy_(total) if begin == 0 else dbias.add_(total)
@@ -181,7 +183,7 @@ def token_logprobs_chunks(x: Tensor, weight: Tensor, bias: Tensor | None, target
     logprobs = torch.zeros(len(x), device=x.device)
     kept, targets = trained_rows(targets)
     head = weight.to(x.dtype)
-    rows = chunk_rows(head.shape[0])
+    rows = chunk_rows(len(kept), head.shape[0])
     buffer = x.new_empty((min(rows, len(kept)), head.shape[0]))
     for begin in range(0, len(kept), rows):
         part = kept[begin : begin + rows]
@@ -201,9 +203,15 @@ def trained_rows(targets: Tensor) -> tuple[Tensor, Tensor]:
     return kept, targets[kept]
 
 
-def chunk_rows(V: int) -> int:
-    """Tokens of a chunk: 4,096, fewer where their logits would pass the buffer's bound."""
-    return 8 if interpreted() else max(256, min(4096, BUFFER_ELEMENTS // V))
+def chunk_rows(M: int, V: int) -> int:
+    """Tokens of a chunk: at most 4,096, fewer where their logits would pass the buffer's bound.
+
+    All chunks are alike and a multiple of 128, so that no product leaves the last of its tiles half empty.
+    """
+    if interpreted():
+        return 8
+    most = max(256, min(4096, BUFFER_ELEMENTS // V // 128 * 128))
+    return cdiv(cdiv(max(M, 1), cdiv(max(M, 1), most)), 128) * 128
 
 
 def _logits(x: Tensor, head: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -212,7 +220,7 @@ def _logits(x: Tensor, head: Tensor, bias: Tensor | None, out: Tensor) -> Tensor
     return torch.addmm(bias.to(x.dtype), x, head.T, out=out)
 
 
-def _add_product(total: Tensor, dlogits: Tensor, x: Tensor, *, first: bool) -> None:
+def add_product(total: Tensor, dlogits: Tensor, x: Tensor, *, first: bool) -> None:
     """``total (V, C) = dlogits^T x``, or ``+=``, in float32: the BLAS's own accumulator goes straight out."""
     if x.dtype == torch.float32 or x.device.type != "cuda":
         left, right = dlogits.T.float(), x.float()
@@ -221,3 +229,26 @@ def _add_product(total: Tensor, dlogits: Tensor, x: Tensor, *, first: bool) -> N
         torch.mm(dlogits.T, x, out_dtype=torch.float32, out=total)
     else:
         torch.addmm(total, dlogits.T, x, out_dtype=torch.float32, out=total)
+
+
+@triton.jit
+def _scaled_kernel(x_ptr, factor_ptr, out_ptr, numel, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at, mask=at < numel, other=0.0).to(tl.float32) * tl.load(factor_ptr).to(tl.float32)
+    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=at < numel)
+
+
+@operator(
+    "scaled(Tensor x, Tensor factor, ScalarType dtype) -> Tensor",
+    lambda x, factor, dtype: torch.empty_like(x, dtype=dtype),
+)
+def scaled(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` contiguous times the scalar ``factor``, rounded once to ``dtype``.
+
+    Not torch's product: on a GPU that rounds a factor of no dimensions to the type of ``x`` first, an error of up to
+    2^-9 that all gradients would share.
+    """
+    out = torch.empty_like(x, dtype=dtype)
+    block = 1024 if interpreted() else 4096
+    launch(_scaled_kernel, (cdiv(x.numel(), block),), x, factor, out, x.numel(), BLOCK=block, num_warps=8)
+    return out

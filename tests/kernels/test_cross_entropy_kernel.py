@@ -99,6 +99,42 @@ def test_strided_rows_and_untouched_logits(dtype: torch.dtype, device: torch.dev
     assert torch.equal(wide.detach(), before)
 
 
+@pytest.mark.parametrize("wrong", [100, -1, 1 << 40])
+def test_a_target_that_is_no_column_shows(wrong: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Guards memory beyond the row: not read; the loss and that row's gradient are NaN, so nobody trains on."""
+    logits, targets = case(6, 100, dtype, device)
+    targets[2] = wrong
+    x = logits.requires_grad_()
+    loss, _ = cross_entropy(x, targets, smoothing=0.1)
+    (dx,) = torch.autograd.grad(loss, x)
+    assert loss.isnan()
+    assert dx.isnan().any(1).nonzero().tolist() == [[2]]
+
+
+def test_a_forbidden_word_costs_nothing(dtype: torch.dtype, device: torch.device) -> None:
+    """A column of -inf, and a tile of nothing else, leave loss and gradient as without them."""
+    logits, targets = case(5, 400, dtype, device)
+    targets = torch.where(targets == IGNORE, IGNORE, targets % 60)
+    gaps = logits.clone()
+    gaps[:, 64:300] = -torch.inf
+    dense = torch.cat((logits[:, :64], logits[:, 300:]), 1)
+    one = torch.tensor(1.0, device=device)
+    loss, dx = gradients(lambda x: cross_entropy(x, targets, z_loss=0.01)[0], [gaps], one)
+    same, dense_dx = gradients(lambda x: cross_entropy(x, targets, z_loss=0.01)[0], [dense], one)
+    assert torch.allclose(loss, same)
+    assert not dx[:, 64:300].any()
+    assert torch.allclose(torch.cat((dx[:, :64], dx[:, 300:]), 1), dense_dx, atol=1e-3)
+
+
+def test_smoothing_beside_one_logit_far_below(device: torch.device) -> None:
+    """Guards the mean over the vocabulary: summed below the largest logit, not as large numbers that cancel."""
+    logits = randn(4, 500, dtype=torch.float32, device=device) + 1e4
+    targets = torch.tensor([3, 7, 100, 499], device=device)
+    logits[torch.arange(4), targets] = -1e4
+    for smoothing in (0.1, 1.0):
+        check(logits, targets, smoothing=smoothing)
+
+
 def test_refusals(device: torch.device) -> None:
     logits, targets = case(2, 8, torch.float32, device)
     with pytest.raises(ValueError, match=r"BUILTIN\.cross_entropy"):
