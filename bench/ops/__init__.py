@@ -23,6 +23,7 @@ OPERATIONS = (
     "layer_norm",
     "rope",
     "glu",
+    "lora_linear",
 )
 
 

@@ -6,6 +6,7 @@ Counted are the rows that have a target; who multiplies the others as well does 
 import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,7 +89,7 @@ def ours_logit_free(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
 
 def ours_of_chunks(rows: int, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     """Ours with a buffer that holds ``rows`` tokens, to see what its bound costs."""
-    module = importlib.import_module("minitune_kernels.linear_cross_entropy")
+    module: Any = importlib.import_module("minitune_kernels.linear_cross_entropy")
     bound, module.BUFFER_ELEMENTS = module.BUFFER_ELEMENTS, rows * head.shape[0]
     try:
         return module.linear_cross_entropy(x, head, targets)[0]

@@ -297,7 +297,8 @@ def _backward_long(
     LATE: tl.constexpr, ADD: tl.constexpr, TRAIN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    partials_ptr += tl.program_id(0).to(tl.int64) * C if TRAIN else 0
+    if TRAIN:
+        partials_ptr += tl.program_id(0).to(tl.int64) * C
     for r in range(tl.program_id(0), N, tl.num_programs(0)):
         row = tl.cast(r, tl.int64)
         rstd = tl.load(rstd_ptr + row)

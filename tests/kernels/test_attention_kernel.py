@@ -49,8 +49,8 @@ def check(inputs: tuple[Tensor, ...], **options: Any) -> None:
     truth = gradients(lambda *x: REFERENCE.attention(*x, **options), [x.double() for x in inputs], dy.double())
     for mine, theirs, true in zip(ours, eager, truth, strict=True):
         # A gradient may be a difference of two equal sums, exactly 0 or not by the order they are taken in; and what
-        # is lost by computing the probabilities again is a unit in the last place of the largest score.
-        slack = 1e-6 * float(rms(dy)) + 2**-22 * largest_score(inputs, options) * float(rms(true))
+        # is lost by computing the probabilities again is some units in the last place of the largest score.
+        slack = 1e-6 * float(rms(dy)) + 2**-20 * largest_score(inputs, options) * float(rms(true))
         assert_as_accurate(mine, theirs, true, slack=slack)
     with torch.no_grad():
         assert_as_accurate(attention(*inputs, **options), eager[0], truth[0])

@@ -1,4 +1,4 @@
-"""What the compilers make of the kernels, without a GPU: tensor cores used, no register spilled, no product serialised."""
+"""What the compilers make of the kernels, without a GPU: tensor cores used, nothing spilled, no product serialised."""
 
 import importlib
 import importlib.util

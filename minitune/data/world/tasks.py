@@ -46,11 +46,11 @@ def tasks(count: int, *, seed: int, test: bool = False) -> Iterator[Task]:
     assert set(KINDS.values()) == set(SCENES)
     kinds: list[str] = []
     for i in range(count):
-        if i % 2 == 0:
-            kinds = kinds or rng.sample(list(KINDS), len(KINDS))
-            kind = kinds.pop()
         make = makers[i % 2]
-        yield _task(make, kind)
+        kinds = kinds or rng.sample(list(KINDS), len(KINDS))
+        yield _task(make, kinds[-1])
+        if i % 2:
+            kinds.pop()
 
 
 def _task(make: Maker, kind: str) -> Task:
