@@ -31,8 +31,8 @@ from minitune_kernels.launch import TRITON, cdiv, launch, processors
 
 load_async = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # renamed in Triton 3.8
 STAGES = gl.constexpr(2)
-PERSISTENT_UP_TO = 1 << 30
-"""Queries of a row up to which the programs stay: each takes piece after piece, and what the next one needs is on its
+PERSISTENT_BELOW = 1 << 20
+"""T * D of a row below which the programs stay: each takes piece after piece, and what the next one needs is on its
 way while the last one ends. Longer rows have pieces enough to hide their starts, and the hardware deals them out."""
 SHARE = gl.constexpr(64)
 """Queries, or keys in the backward, that one consumer owns: the rows of one product on the tensor cores."""
@@ -82,7 +82,7 @@ def attention_forward_hopper(
     v_matrix, v_apart = matrix(v, block_s)
     pieces = cdiv(T, SHARE.value * consumers) * B * H
     launch(
-        attention_forward_hopper_kernel, (min(pieces, processors(q.device)) if T <= PERSISTENT_UP_TO else pieces,),
+        attention_forward_hopper_kernel, (min(pieces, processors(q.device)) if T * D < PERSISTENT_BELOW else pieces,),
         q_matrix, k_matrix, v_matrix, y, lse, first, end, first.stride(0) if first.shape[0] > 1 else 0,
         q_apart, k_apart, v_apart, T, H, H // K, B * H, section, scale,
         D=D, BLOCK_S=block_s, CONSUMERS=consumers, num_warps=4,
