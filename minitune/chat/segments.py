@@ -72,8 +72,8 @@ Segments = tuple[Segment, ...]
 class Template:
     """How a conversation is written.
 
-    An assistant turn is ``header`` (read, never trained: a generation starts behind it), ``answer`` (trained, to its
-    ``Stop``) and ``after`` (never trained). ``opening`` stands before the first turn and ``closing`` behind the last
+    An assistant turn is ``header`` (read, never trained: a generation starts behind it), ``answer`` (text, trained as
+    one with the stop id behind it) and ``after`` (never trained). ``opening`` stands before the first turn and ``closing`` behind the last
     answer. ``user_again`` is a user turn that is not the first; None: as the first.
 
     ``system_in``: where a system message at the start goes. "last user" makes earlier turns be written anew in every

@@ -1,10 +1,12 @@
 """The templates that are known by name, as data. ``tests/chat`` compares them with the published ones."""
 
-from minitune.chat.segments import End, Field, Segments, Special, Start, Stop, Template, Text, When
+from minitune.chat.segments import End, Field, Segment, Segments, Special, Start, Stop, Template, Text, When
 
 CONTENT = Field("content")
 QUESTION: Segments = (CONTENT, When("context", (Text("\n"), Field("context"))))
 """What the user says; a separate input follows on a line of its own, where a template has no other place for it."""
+_TRIMMED = Field("content", trim="both")
+_QUESTION_TRIMMED: Segments = (_TRIMMED, When("context", (Text("\n"), Field("context", trim="right"))))
 LLAMA_DATE = "26 Jul 2024"
 """The day on which it always is: the date that Llama 3.1's own template falls back to."""
 
@@ -12,7 +14,7 @@ LLAMA_DATE = "26 Jul 2024"
 def _chatml(name: str, *, default: str = "", tool: Segments | None = None) -> Template:
     """ChatML as published for one family: ``default`` is the system text of a conversation that brings none."""
 
-    def turn(role: str, *body: Text | Field | When) -> Segments:
+    def turn(role: str, *body: Segment) -> Segments:
         return (Special("<|im_start|>"), Text(f"{role}\n"), *body, Special("<|im_end|>"), Text("\n"))
 
     system = turn("system", Field("system"))
@@ -20,9 +22,9 @@ def _chatml(name: str, *, default: str = "", tool: Segments | None = None) -> Te
         name=name,
         opening=(When("system", system, turn("system", Text(default)) if default else ()),),
         system=turn("system", CONTENT),
-        user=(Special("<|im_start|>"), Text("user\n"), *QUESTION, Special("<|im_end|>"), Text("\n")),
+        user=turn("user", *QUESTION),
         header=(Special("<|im_start|>"), Text("assistant\n")),
-        answer=(CONTENT, Stop()),
+        answer=(CONTENT,),
         after=(Text("\n"),),
         tool=tool or turn("tool", CONTENT),
         end="<|im_end|>",
@@ -47,9 +49,7 @@ QWEN2 = _chatml("qwen2", default="You are a helpful assistant.")
 """Qwen2."""
 SMOLLM2 = _chatml("smollm2", default="You are a helpful AI assistant named SmolLM, trained by Hugging Face")
 
-_PREAMBLE = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-)
+_PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 _PREAMBLE_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
@@ -72,7 +72,7 @@ ALPACA = Template(
     ),
     user_again=_INSTRUCTION,
     header=(Text("\n\n### Response:\n"),),
-    answer=(CONTENT, Stop()),
+    answer=(CONTENT,),
     system_in="first user",
     alternates=True,
 )
@@ -81,7 +81,7 @@ ALPACA = Template(
 A system text takes the place of the preamble; later turns start with their heading.
 """
 
-PLAIN = Template(name="plain", user=QUESTION, header=(), answer=(CONTENT, Stop()), system_in="refused")
+PLAIN = Template(name="plain", user=QUESTION, header=(), answer=(CONTENT,), system_in="refused")
 """Prompt, answer and end of text with nothing between; a conversation of one assistant message is text to learn."""
 
 LLAMA2 = Template(
@@ -98,12 +98,12 @@ LLAMA2 = Template(
                 Field("content", trim="right"),
                 When("context", (Text("\n"), Field("context", trim="right"))),
             ),
-            (Field("content", trim="both"), When("context", (Text("\n"), Field("context", trim="right")))),
+            _QUESTION_TRIMMED,
         ),
         Text(" [/INST]"),
     ),
     header=(),
-    answer=(Text(" "), Field("content", trim="both"), Text(" "), Stop()),
+    answer=(Text(" "), _TRIMMED, Text(" ")),
     system_in="first user",
     start=False,  # its user turns bring it, each of them
     alternates=True,
@@ -111,7 +111,7 @@ LLAMA2 = Template(
 """Llama 2: the spaces around an answer are made by the model, so they are trained with it."""
 
 
-def _llama3_turn(role: str, *body: Text | Field | When) -> Segments:
+def _llama3_turn(role: str, *body: Segment) -> Segments:
     return (
         Special("<|start_header_id|>"),
         Text(role),
@@ -122,22 +122,25 @@ def _llama3_turn(role: str, *body: Text | Field | When) -> Segments:
     )
 
 
-def _llama3(name: str, opening: Segments) -> Template:
-    trimmed = Field("content", trim="both")
+def _llama3(name: str, opening: Segments, tool: Segments) -> Template:
     return Template(
         name=name,
         opening=opening,
-        system=_llama3_turn("system", trimmed),
-        user=_llama3_turn("user", trimmed, When("context", (Text("\n"), Field("context", trim="right")))),
+        system=_llama3_turn("system", _TRIMMED),
+        user=_llama3_turn("user", *_QUESTION_TRIMMED),
         header=_llama3_turn("assistant")[:-1],
-        answer=(trimmed, Stop()),
-        tool=_llama3_turn("tool", trimmed) if name == "llama3" else _llama3_turn("ipython", Field("content", json=True)),
+        answer=(_TRIMMED,),
+        tool=tool,
         start=True,
         end="<|eot_id|>",
     )
 
 
-LLAMA3 = _llama3("llama3", (When("system", _llama3_turn("system", Field("system", trim="both"))),))
+LLAMA3 = _llama3(
+    "llama3",
+    (When("system", _llama3_turn("system", Field("system", trim="both"))),),
+    tool=_llama3_turn("tool", _TRIMMED),
+)
 """Llama 3."""
 LLAMA31 = _llama3(
     "llama3.1",
@@ -146,6 +149,7 @@ LLAMA31 = _llama3(
         Text(f"Cutting Knowledge Date: December 2023\nToday Date: {LLAMA_DATE}\n\n"),
         When("system", (Field("system", trim="both"),)),
     ),
+    tool=_llama3_turn("ipython", Field("content", json=True)),
 )
 """Llama 3.1, 3.2 and 3.3: a system block with dates, always; the clock stands still at ``LLAMA_DATE``."""
 
@@ -166,7 +170,7 @@ def _mistral(name: str, before: str, behind: str, lead: str, *, control: bool, l
             closes,
         ),
         header=(),
-        answer=(*((Text(lead),) if lead else ()), CONTENT, Stop()),
+        answer=(*((Text(lead),) if lead else ()), CONTENT),
         system_in="last user" if last else "first user",
         start=True,
         alternates=True,
@@ -184,16 +188,14 @@ MISTRAL_V3_TEKKEN = _mistral("mistral-v3-tekken", "", "", "", control=True, last
 
 
 def _gemma(name: str, *, system: bool) -> Template:
-    def turn(role: str, *body: Text | Field | When) -> Segments:
+    def turn(role: str, *body: Segment) -> Segments:
         return (Special("<start_of_turn>"), Text(f"{role}\n"), *body, Special("<end_of_turn>"), Text("\n"))
 
-    trimmed = Field("content", trim="both")
-    question = (trimmed, When("context", (Text("\n"), Field("context", trim="right"))))
     return Template(
         name=name,
-        user=turn("user", *((_SYSTEM_AHEAD,) if system else ()), *question),
+        user=turn("user", *((_SYSTEM_AHEAD,) if system else ()), *_QUESTION_TRIMMED),
         header=(Special("<start_of_turn>"), Text("model\n")),
-        answer=(trimmed, Stop()),
+        answer=(_TRIMMED,),
         after=(Text("\n"),),
         system_in="first user" if system else "refused",
         start=True,
@@ -208,7 +210,7 @@ GEMMA3 = _gemma("gemma3", system=True)
 """Gemma 3, which puts it before the first user turn."""
 
 
-def _zephyr_turn(role: str, *body: Text | Field | When) -> Segments:
+def _zephyr_turn(role: str, *body: Segment) -> Segments:
     return (Text(f"<|{role}|>\n"), *body, Stop(), Text("\n"))
 
 
@@ -216,15 +218,15 @@ ZEPHYR = Template(
     name="zephyr",
     opening=(When("system", _zephyr_turn("system", Field("system"))),),
     system=_zephyr_turn("system", CONTENT),
-    user=_zephyr_turn("user", CONTENT, QUESTION[1]) if isinstance(QUESTION[1], When) else (),
+    user=_zephyr_turn("user", *QUESTION),
     header=(Text("<|assistant|>\n"),),
-    answer=(CONTENT, Stop()),
+    answer=(CONTENT,),
     after=(Text("\n"),),
 )
 """Zephyr and TinyLlama: the markers are ordinary text, cut with what stands beside them."""
 
 
-def _phi3_turn(role: str, *body: Text | Field | When) -> Segments:
+def _phi3_turn(role: str, *body: Segment) -> Segments:
     return (Special(f"<|{role}|>"), Text("\n"), *body, Special("<|end|>"), Text("\n"))
 
 
@@ -232,9 +234,9 @@ PHI3 = Template(
     name="phi3",
     opening=(When("system", _phi3_turn("system", Field("system")), filled=True),),
     system=_phi3_turn("system", CONTENT),
-    user=(Special("<|user|>"), Text("\n"), *QUESTION, Special("<|end|>"), Text("\n")),
+    user=_phi3_turn("user", *QUESTION),
     header=(Special("<|assistant|>"), Text("\n")),
-    answer=(CONTENT, Stop()),
+    answer=(CONTENT,),
     after=(Text("\n"),),
     closing=(End(),),
     end="<|end|>",
