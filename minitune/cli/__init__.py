@@ -14,6 +14,7 @@ from minitune.errors import MinituneError, nearest
 COMMANDS = {
     "info": "what a model folder is: shape, parameters, tokenizer, every tensor accounted for",
     "generate": "continue a prompt, or answer it with --chat",
+    "chat": "a conversation in the terminal, with /undo, /retry and /save",
     "pull": "fetch an open model: safetensors, config and tokenizer over HTTPS, resumable, checked by hash",
     "sft": "masked supervised fine-tuning: a model folder and an instruction file in, a tuned model out",
 }

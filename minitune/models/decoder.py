@@ -86,7 +86,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = self.ops.rope(q, k, cos, sin)
         if cache is not None:
-            k, v = cache.update(self.layer, k, v, plan)  # (B, S, K, D)
+            k, v, plan = cache.update(self.layer, k, v, plan)  # (B, S, K, D)
         y = self.ops.attention(
             q,
             k,

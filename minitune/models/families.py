@@ -227,6 +227,4 @@ GPT_NEOX = Family(
     recomputed=(".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias"),
 )  # fmt: skip
 
-FAMILIES = {
-    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, OLMO2, GPT2, GPT_NEOX)
-}
+FAMILIES = {family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, OLMO2, GPT2, GPT_NEOX)}

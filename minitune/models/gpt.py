@@ -78,7 +78,7 @@ class Attention(nn.Module):
         if rotation is not None:
             q, k = self.ops.rope(q, k, *rotation)
         if cache is not None:
-            k, v = cache.update(self.layer, k, v, plan)  # (B, S, H, D)
+            k, v, plan = cache.update(self.layer, k, v, plan)  # (B, S, H, D)
         y = self.ops.attention(q, k, v, plan=plan)  # (B, T, H, D)
         return self.o_proj(y.flatten(-2))  # (B, T, C)
 

@@ -240,9 +240,7 @@ def _key_of(family: Family, name: str) -> str:
     return next(key for key, fields in family.keys.items() if fields == name)
 
 
-def _rope(
-    raw: Mapping[str, Any], values: Mapping[str, Any], family: Family, max_positions: int
-) -> dict[str, Any]:
+def _rope(raw: Mapping[str, Any], values: Mapping[str, Any], family: Family, max_positions: int) -> dict[str, Any]:
     """Rotary fields from either dialect: flat ``rope_theta`` + ``rope_scaling``, or ``rope_parameters``."""
     objects = [values[key] for key in ("rope_parameters", "rope_scaling") if values.get(key)]
     if len(objects) == 2 and objects[0] != objects[1]:

@@ -1,4 +1,4 @@
-"""Text to token ids and back: sentencepiece files, BPE in a ``tokenizer.json``, and byte-level BPE in two files.
+"""Text to token ids and back: sentencepiece files, ``tokenizer.json``, ``vocab.json`` with merges, and rank files.
 
 ``load_tokenizer`` reads a model folder or one tokenizer file; what it gives back is a ``Tokenizer``.
 """

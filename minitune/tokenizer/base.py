@@ -36,6 +36,7 @@ class Vocabulary:
     """What a tokenizer file says, all but the way it cuts text; ``pieces[i]`` is None where the id i is free."""
 
     pieces: Sequence[str | None]
+    id_of: dict[str, int]
     contributions: Sequence[bytes]
     control_ids: frozenset[int]
     bos_id: int | None
@@ -52,8 +53,9 @@ class Tokenizer(ABC):
     """Text to ids and back; ids are ``0 .. vocab_size - 1``.
 
     ``bos_id``, ``eos_id``, ``pad_id``, ``unk_id``: None where the checkpoint has no such token.
-    ``control_ids``: ids that plain text never becomes, whatever is typed. The unknown token is one of them only where
-    byte fallback covers every character; elsewhere text does become it, and it decodes as U+FFFD.
+    ``control_ids``: ids that plain text never becomes, whatever is typed, unless ``encode`` is asked for them. The
+    unknown token is one of them only where byte fallback covers every character; elsewhere text does become it, and
+    it decodes as U+FFFD.
     ``adds_bos``: the checkpoint's own rule on whether a text starts with bos (``encode`` itself never adds it).
     ``files``: the tokenizer files that must go along when a model is written.
     ``fingerprint``: sha256 over what decides ids.
@@ -77,14 +79,15 @@ class Tokenizer(ABC):
         self._pieces = vocabulary.pieces
         self._contributions = vocabulary.contributions
         self._strips_space = vocabulary.strips_space
-        self._id_of = {piece: i for i, piece in enumerate(vocabulary.pieces) if piece is not None}
+        self._id_of = vocabulary.id_of
 
     @abstractmethod
-    def encode(self, text: str, *, continues: bool = False) -> list[int]:
+    def encode(self, text: str, *, continues: bool = False, control: bool = False) -> list[int]:
         """Return the ids of plain text: no special token is added, and a typed control string stays text.
 
         ``continues=True``: the text goes on after other tokens, so no dummy prefix is put before it.
-        A lone surrogate counts as U+FFFD.
+        ``control=True``: the names of control tokens in the text become their ids, for text that an expert wrote;
+        never for what a user typed or a file holds. A lone surrogate counts as U+FFFD.
         """
 
     def decode(self, ids: Iterable[int], *, continues: bool = False, skip_control: bool = False) -> str:
@@ -114,6 +117,11 @@ class Tokenizer(ABC):
     def token_bytes(self, id: int) -> bytes:
         """Return what this id adds to a text in the middle of it, as UTF-8; nothing for a control id."""
         return self._contributions[self._checked(id)]
+
+    def control_names(self) -> dict[str, int]:
+        """Return name to id of the control tokens, and of the unknown token."""
+        named = self.control_ids if self.unk_id is None else self.control_ids | {self.unk_id}
+        return {piece: id for id in named if (piece := self._pieces[id])}
 
     def stream(self, *, continues: bool = False) -> "TextStream":
         """Return a decoder for ids that arrive one at a time."""

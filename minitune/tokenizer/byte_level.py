@@ -1,7 +1,5 @@
 """Byte-level BPE, the kind of GPT-2: text is cut into pieces, and each is merged from bytes, by tiktoken if it can."""
 
-import hashlib
-import json
 import re
 import sys
 import unicodedata
@@ -11,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from minitune.errors import TokenizerError
-from minitune.tokenizer.base import Tokenizer, Vocabulary, role_id, without_surrogates
-from minitune.tokenizer.byte_level_ranks import live_merges, proved_order
+from minitune.tokenizer.added import WHITE_SPACE, AddedTokens
+from minitune.tokenizer.base import Tokenizer, Vocabulary, without_surrogates
 from minitune.tokenizer.byte_level_spec import IN_UTF8, ByteLevelSpec, read_byte_level
-from minitune.tokenizer.files import ROLES, Companions, check_added
-from minitune.tokenizer.json_bpe import WHITE_SPACE, AddedMatcher
+from minitune.tokenizer.files import Companions, check_added
 from minitune.tokenizer.merge import MergeTable
+from minitune.tokenizer.ranks import all_cuts, live_merges, proved_order
+from minitune.tokenizer.vocabulary import control_of, make_vocabulary, names_by_id
 
 LONGEST_BLANK = 100_000  # a run of a million white space characters overflows the stack of tiktoken's engine
 
@@ -26,24 +25,26 @@ class ByteLevelBPE(Tokenizer):
 
     Special tokens are never found in a text; other added tokens are, as there, white space flags included. A merge
     whose result is a control id is never taken, so no typed text becomes one. ``continues`` matters only where the
-    file puts a space in front. With NFC in the file, a text that is not NFC comes back normalised. A vocabulary may
-    lack bytes of control characters and of rare planes (SmolLM2's does): they are passed over, as in the library.
+    file puts a space in front; it does so where none is, and a text that starts with one comes back without it. With
+    NFC in the file, a text that is not NFC comes back normalised. A vocabulary may lack bytes of control characters
+    and of rare planes (SmolLM2's does): they are passed over, as in the library.
     """
 
     def __init__(self, spec: ByteLevelSpec, vocabulary: Vocabulary):
         super().__init__(vocabulary)
         self._nfc = spec.nfc
         self._prefix_space = spec.prefix_space
-        passed_over = self.control_ids
-        self._raw = AddedMatcher([(a.content, a) for a in spec.added if not a.normalized], passed_over)
-        self._normal = AddedMatcher([(self._normalized(a.content), a) for a in spec.added if a.normalized], passed_over)
-        merges = live_merges(spec, self.control_ids)
+        self._added = AddedTokens(spec.added, self.control_ids, self.control_names(), self._normalized)
+        merges = live_merges(spec.merges, spec.token_bytes, self.control_ids)
         made = {id for _, _, id in merges}
         whole = frozenset[int]()
         if spec.ignore_merges:
             spelled = {id for id, data in spec.token_bytes.items() if len(data) > 1}
             whole = frozenset(spelled - made - self.control_ids)
-        order = proved_order(merges, spec.token_bytes, whole)
+        if spec.ranked:
+            order, whole, made = sorted(whole), frozenset[int](), whole
+        else:
+            order = proved_order(merges, spec.token_bytes, whole)
         self.by_ranks = order is not None
         by_list = list_engine(spec, merges, whole | made if spec.ignore_merges else whole)
         self._encode_plain = by_list if order is None else rank_engine(spec, order, whole)
@@ -52,23 +53,18 @@ class ByteLevelBPE(Tokenizer):
             absent = bytes(b for b in IN_UTF8 if b not in known)
             self._encode_plain = with_care(self._encode_plain, by_list, absent)
 
-    def encode(self, text: str, *, continues: bool = False) -> list[int]:
+    def encode(self, text: str, *, continues: bool = False, control: bool = False) -> list[int]:
         ids: list[int] = []
-        for start, stretch, added in self._raw.split(without_surrogates(text)):
-            if added is not None:
-                ids.append(added.id)
+        for start, piece, found in self._added.split(without_surrogates(text), self._normalized, control=control):
+            if found is not None:
+                ids.append(found)
                 continue
-            for at, piece, found in self._normal.split(self._normalized(stretch)):
-                if found is not None:
-                    ids.append(found.id)
-                    continue
-                bare = continues and start == at == 0
-                if self._prefix_space and not bare and not piece.startswith(" "):
-                    piece = " " + piece
-                ids += self._encode_plain(piece)
+            if self._prefix_space and not (continues and start == 0) and not piece.startswith(" "):
+                piece = " " + piece
+            ids += self._encode_plain(piece)
         return ids
 
-    def _normalized(self, text: str) -> str:
+    def _normalized(self, text: str, start: int = 0) -> str:
         return unicodedata.normalize("NFC", text) if self._nfc else text
 
 
@@ -101,17 +97,19 @@ def list_engine(
 ) -> Callable[[str], list[int]]:
     """Return text to ids by the list of merges itself, for vocabularies where ranks are not proved to give the same."""
     byte_ids = {data[0]: id for id, data in spec.token_bytes.items() if len(data) == 1}
-    taken_whole = {spec.token_bytes[id]: id for id in whole}
 
     @cache
-    def prepared() -> tuple[re.Pattern[str], MergeTable]:  # seldom wanted, so made only then
-        return python_pattern(spec.pattern), MergeTable(merges, max(spec.vocab.values()) + 1)
+    def prepared() -> tuple[re.Pattern[str], MergeTable, dict[bytes, int]]:  # seldom wanted, so made only then
+        listed = all_cuts(spec.token_bytes, sorted(whole)) if spec.ranked else merges
+        table = MergeTable(listed, max(spec.vocab.values()) + 1)
+        return python_pattern(spec.pattern), table, {spec.token_bytes[id]: id for id in whole}
 
     @lru_cache(maxsize=1 << 16)
     def ids_of(piece: bytes) -> tuple[int, ...]:
+        _, table, taken_whole = prepared()
         if piece in taken_whole:
             return (taken_whole[piece],)
-        return tuple(prepared()[1].apply([byte_ids[b] for b in piece if b in byte_ids]))
+        return tuple(table.apply([byte_ids[b] for b in piece if b in byte_ids]))
 
     return lambda text: [id for match in prepared()[0].finditer(text) for id in ids_of(match[0].encode("utf-8"))]
 
@@ -172,57 +170,22 @@ def load_byte_level(path: Path, root: dict[str, Any], data: bytes, companions: C
 
 def byte_level_tokenizer(spec: ByteLevelSpec, companions: Companions) -> ByteLevelBPE:
     """Put a byte-level vocabulary and the small files beside it together."""
-    id_of = dict(spec.vocab) | {a.content: a.id for a in spec.added}
-    check_added(spec.path, companions, id_of)
-    pieces: list[str | None] = [None] * (max(id_of.values()) + 1)
-    for token, id in id_of.items():
-        pieces[id] = token
-    control = _control_ids(spec, companions, pieces)
-    roles = _roles(spec, companions, id_of)
-    bos_id, eos_id, pad_id, unk_id = (role_id(roles.get(role), role, id_of, companions.config) for role in ROLES)
-    by_processor = spec.single[:1] != (None,) and id_of.get(spec.single[0] or "") == bos_id if spec.single else False
-    adds_bos = bos_id is not None and (by_processor if companions.add_bos is None else companions.add_bos)
-    contributions = [(piece or "").encode("utf-8") for piece in pieces]
-    for id, spelled in spec.token_bytes.items():
-        contributions[id] = spelled
+    pieces = names_by_id(spec.vocab, spec.added)
+    check_added(spec.path, companions, spec.vocab | {a.content: a.id for a in spec.added})
+    own, others = control_of(pieces, spec.added, spec.single, companions.special | {spec.unk_token or ""})
+    find = spec.token_bytes.get
+    contributions = [find(id) or (piece or "").encode("utf-8") for id, piece in enumerate(pieces)]
     for a in spec.added:
         contributions[a.id] = a.content.encode("utf-8")
-    for id in control:
-        contributions[id] = b""
-    extra = json.dumps([sorted(control), bos_id, eos_id, pad_id, unk_id, adds_bos]).encode()
-    vocabulary = Vocabulary(
+    vocabulary = make_vocabulary(
+        companions,
+        spec.fingerprint_data,
         pieces=pieces,
         contributions=contributions,
-        control_ids=control,
-        bos_id=bos_id,
-        eos_id=eos_id,
-        pad_id=pad_id,
-        unk_id=unk_id,
-        adds_bos=adds_bos,
+        # A byte stays text even if a file gives it a role (a line end as eos).
+        control_ids=frozenset(id for id in own | others if len(spec.token_bytes.get(id, b"")) != 1),
+        roles={"unk_token": spec.unk_token} | spec.roles,
+        single=spec.single,
         strips_space=spec.prefix_space,
-        files=companions.files,
-        fingerprint=hashlib.sha256(spec.fingerprint_data + b"\0" + extra).hexdigest(),
     )
     return ByteLevelBPE(spec, vocabulary)
-
-
-def _roles(spec: ByteLevelSpec, companions: Companions, id_of: dict[str, int]) -> dict[str, str | None]:
-    """Role to name: the file's own word where the small files say nothing."""
-    own: dict[str, str | None] = {"unk_token": spec.unk_token}
-    if spec.single and spec.single[0] in id_of:
-        own["bos_token"] = spec.single[0]
-    if len(spec.single) > 1 and spec.single[-1] in id_of:
-        own["eos_token"] = spec.single[-1]
-    return own | companions.roles
-
-
-def _control_ids(spec: ByteLevelSpec, companions: Companions, pieces: list[str | None]) -> frozenset[int]:
-    """Ids that text must never become: special tokens, free ids, and pieces that the small files call special.
-
-    A byte stays text even if a small file gives it a role (a line end as eos).
-    """
-    control = {a.id for a in spec.added if a.special or a.content in spec.single}
-    for id, piece in enumerate(pieces):
-        if piece is None or piece in companions.special or piece == spec.unk_token:
-            control.add(id)
-    return frozenset(id for id in control if len(spec.token_bytes.get(id, b"")) != 1)

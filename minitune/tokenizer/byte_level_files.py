@@ -22,8 +22,8 @@ CLASSES = {"GPT2Tokenizer": (GPT2_PATTERN, False), "Qwen2Tokenizer": (QWEN2_PATT
 def load_vocab_and_merges(path: Path, companions: Companions) -> ByteLevelBPE:
     """Load a ``vocab.json`` with the ``merges.txt`` beside it; raises ``TokenizerError`` with one line."""
     config = read_json(companions.config)[0] if companions.config.is_file() else {}
-    name = config.get("tokenizer_class", "GPT2Tokenizer")
-    if not isinstance(name, str) or name.removesuffix("Fast") not in CLASSES:
+    name = companions.tokenizer_class or "GPT2Tokenizer"
+    if name.removesuffix("Fast") not in CLASSES:
         refuse(companions.config, "tokenizer_class", name, "GPT2Tokenizer or Qwen2Tokenizer for a vocab.json")
     pattern, nfc = CLASSES[name.removesuffix("Fast")]
     root, data = read_json(path)
@@ -36,10 +36,8 @@ def load_vocab_and_merges(path: Path, companions: Companions) -> ByteLevelBPE:
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{merges_path}: byte {error.start} is not UTF-8; the file is damaged") from None
     merges = [line for line in lines[lines[0].startswith("#version") :] if line]
-    decoder = config.get("added_tokens_decoder") or {}  # read_companions has checked its form
-    flags = {entry["content"]: entry for entry in decoder.values() if isinstance(entry, dict)}
     entries = [
-        {"special": token in companions.special} | flags.get(token, {}) | {"id": id, "content": token}
+        {"special": token in companions.special} | companions.flags.get(token, {}) | {"id": id, "content": token}
         for token, id in companions.added.items()
     ]
     spec = ByteLevelSpec(

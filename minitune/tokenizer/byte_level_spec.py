@@ -4,7 +4,9 @@ GPT-2 writes every byte as one printable character (``"\\u0120"`` for a space), 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import repeat
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ _SAFE_REGEX = re.compile(
 class ByteLevelSpec:
     """A byte-level BPE vocabulary. ``merges`` are ``(left id, right id, merged id)``, best first.
 
+    ``ranked``: there are no merges, as ids are ranks, and two neighbours merge where their bytes make a token.
     ``token_bytes``: the tokens that text can spell, by id; other names are reached by name only.
     ``pattern``: the regular expression whose matches are the pieces that merges stay inside of.
     """
@@ -56,7 +59,9 @@ class ByteLevelSpec:
     nfc: bool
     pattern: str
     prefix_space: bool
+    ranked: bool = False
     unk_token: str | None = None
+    roles: dict[str, str | None] = field(default_factory=dict)
     single: tuple[str | None, ...] = (None,)
 
 
@@ -119,27 +124,38 @@ def read_merges(path: Path, merges: object, vocab: dict[str, int], what: str = "
     """Return merges as ids; each is ``"left right"`` or a list of two."""
     if not isinstance(merges, list):
         raise TokenizerError(f"{path}: model.merges is {shown(merges)}; expected a list of pairs")
-    made = []
-    for i, merge in enumerate(merges):
-        try:
-            left, right = merge.split(" ") if isinstance(merge, str) else merge
-            made.append((vocab[left], vocab[right], vocab[left + right]))
-        except (KeyError, TypeError, ValueError):
-            _explain_merge(path, f"{what} {i}", merge, vocab)
-    return made
+    if not merges:
+        return []
+    find = vocab.__getitem__
+    try:  # all at once, as the largest vocabularies have 300,000
+        if type(merges[0]) is str:
+            if set(map(str.count, merges, repeat(" "))) != {1}:
+                raise ValueError
+            tokens = " ".join(merges).split(" ")
+            lefts, rights = tokens[::2], tokens[1::2]
+        else:
+            if set(map(type, merges)) != {list}:
+                raise TypeError
+            lefts, rights = zip(*merges, strict=True)
+        return list(zip(map(find, lefts), map(find, rights), map(find, map(add, lefts, rights)), strict=True))
+    except (KeyError, TypeError, ValueError):
+        return [_read_merge(path, f"{what} {i}", merge, vocab) for i, merge in enumerate(merges)]
 
 
-def _explain_merge(path: Path, where: str, merge: object, vocab: dict[str, int]) -> None:
+def _read_merge(path: Path, where: str, merge: object, vocab: dict[str, int]) -> tuple[int, int, int]:
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
         raise TokenizerError(
             f"{path}: {where} is {shown(merge)}; expected two tokens with one space between them, or a list of two"
         )
-    token = next(token for token in (*parts, "".join(parts)) if token not in vocab)
-    raise TokenizerError(
-        f"{path}: {where} {'names' if token in parts else 'makes'} {shown(token)}, which is not in the vocabulary; "
-        "vocabulary and merges must belong together"
-    )
+    for token in (*parts, "".join(parts)):
+        if token not in vocab:
+            raise TokenizerError(
+                f"{path}: {where} {'names' if token in parts else 'makes'} {shown(token)}, which is not in the "
+                "vocabulary; vocabulary and merges must belong together"
+            )
+    left, right = parts
+    return vocab[left], vocab[right], vocab[left + right]
 
 
 def _read_normalizer(path: Path, component: object) -> bool:

@@ -23,6 +23,7 @@ TOKENIZER_FILES = (
 )
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 OTHER_ROLES = ("cls_token", "sep_token", "mask_token")
+FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 NAME_LISTS = ("additional_special_tokens", "extra_special_tokens")
 MAX_IDS = 1 << 22  # an id beyond this is damage, and a table up to it would fill the memory
 
@@ -83,13 +84,18 @@ class Companions:
     """What stands beside the tokenizer file; all of it may be absent.
 
     ``roles`` holds a role only where a file speaks of it: its name, or None for an explicit null.
-    ``special`` are the names that a file calls special; ``added`` gives ids to names beside the main vocabulary.
+    ``special`` are the names that a file calls special; ``added`` gives ids to names beside the main vocabulary;
+    ``flags`` are what ``tokenizer_config.json`` says of them (``lstrip`` and the like). ``legacy`` false: a text behind
+    a control token gets no dummy prefix. ``tokenizer_class``: the name of the reference's class, where it is given.
     """
 
     roles: dict[str, str | None] = field(default_factory=dict)
     special: frozenset[str] = frozenset()
     added: dict[str, int] = field(default_factory=dict)
+    flags: dict[str, dict[str, bool]] = field(default_factory=dict)
     add_bos: bool | None = None
+    legacy: bool | None = None
+    tokenizer_class: str | None = None
     config: Path = Path("tokenizer_config.json")
     files: tuple[Path, ...] = ()
 
@@ -110,21 +116,35 @@ def read_companions(folder: Path) -> Companions:
                 special.update([name] if name else [])
         for key in NAME_LISTS:
             special.update(_names(source.get(key), f"{path}: {key}"))
+    config = sources[0][1] if sources and sources[0][0] == config_path else {}
+    tokenizer_class = config.get("tokenizer_class")
+    if not (tokenizer_class is None or isinstance(tokenizer_class, str)):
+        raise TokenizerError(f"{config_path}: tokenizer_class is {shown(tokenizer_class)}; expected a name or null")
     added: dict[str, int] = {}
-    add_bos = None
-    if sources and sources[0][0] == config_path:
-        config = sources[0][1]
-        add_bos = config.get("add_bos_token")
-        if not (add_bos is None or isinstance(add_bos, bool)):
-            raise TokenizerError(f"{config_path}: add_bos_token is {shown(add_bos)}; expected true, false or null")
-        _read_added_decoder(config.get("added_tokens_decoder"), config_path, added, special)
+    flags = _read_added_decoder(config.get("added_tokens_decoder"), config_path, added)
+    special.update(name for name, given in flags.items() if given.get("special"))
     if added_path.is_file():
         for name, id in read_json(added_path)[0].items():
             _add(added, name, checked_id(id, f"{added_path}: {shown(name)}"), added_path)
     files = tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
     return Companions(
-        roles=roles, special=frozenset(special), added=added, add_bos=add_bos, config=config_path, files=files
+        roles=roles,
+        special=frozenset(special),
+        added=added,
+        flags=flags,
+        add_bos=_switch(config, "add_bos_token", config_path),
+        legacy=_switch(config, "legacy", config_path),
+        tokenizer_class=tokenizer_class,
+        config=config_path,
+        files=files,
     )
+
+
+def _switch(source: dict[str, Any], name: str, where: object) -> bool | None:
+    value = source.get(name)
+    if not (value is None or isinstance(value, bool)):
+        raise TokenizerError(f"{where}: {name} is {shown(value)}; expected true, false or null")
+    return value
 
 
 def checked_id(value: object, where: str) -> int:
@@ -156,10 +176,12 @@ def _names(value: object, where: str) -> list[str]:
     return [name for name in names if name is not None]
 
 
-def _read_added_decoder(value: object, path: Path, added: dict[str, int], special: set[str]) -> None:
+def _read_added_decoder(value: object, path: Path, added: dict[str, int]) -> dict[str, dict[str, bool]]:
+    """Fill ``added`` with name to id, and return name to flags."""
     where = f"{path}: added_tokens_decoder"
+    flags: dict[str, dict[str, bool]] = {}
     if value is None:
-        return
+        return flags
     if not isinstance(value, dict):
         raise TokenizerError(f"{where} is {shown(value)}; expected an object from id to token")
     for key, entry in value.items():
@@ -169,8 +191,9 @@ def _read_added_decoder(value: object, path: Path, added: dict[str, int], specia
         if name is None:
             raise TokenizerError(f"{where}[{key}] is null; expected a token")
         _add(added, name, checked_id(int(key), f"{where}: {shown(name)}"), path)
-        if isinstance(entry, dict) and entry.get("special") is True:
-            special.add(name)
+        given = ((flag, _switch(entry, flag, f"{where}[{key}]")) for flag in FLAGS if isinstance(entry, dict))
+        flags[name] = {flag: on for flag, on in given if on is not None}
+    return flags
 
 
 def _add(added: dict[str, int], name: str, id: int, path: Path) -> None:

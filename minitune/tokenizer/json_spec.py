@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minitune.errors import TokenizerError
+from minitune.tokenizer.added import AddedToken
 from minitune.tokenizer.base import SPACE_MARK
-from minitune.tokenizer.files import MAX_IDS, checked_id, read_json, shown
+from minitune.tokenizer.files import FLAGS, MAX_IDS, checked_id, read_json, shown
 
 TOP_LEVEL = {
     "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder",
@@ -20,18 +21,6 @@ MODEL_KEYS = {
     "type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
     "ignore_merges", "vocab", "merges",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AddedToken:
-    """A token beside the vocabulary; the flags say how the reference finds it in a text."""
-
-    id: int
-    content: str
-    special: bool
-    normalized: bool
-    lstrip: bool
-    rstrip: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,10 +199,8 @@ def read_added(path: Path, entries: object, vocab: dict[str, int]) -> list[Added
                 f"{where}: {shown(content)} has the id {id}, but the id {id} is {shown(owner[id])} and "
                 f"{shown(content)} is {id_of.get(content, 'free')}; ids and tokens must agree"
             )
-        flags = {key: flag(path, entry, f"added_tokens[{i}].{key}", False) for key in ("special", "lstrip", "rstrip")}
+        flags = {key: flag(path, entry, f"added_tokens[{i}].{key}", False) for key in FLAGS}
         flags["normalized"] = flag(path, entry, f"added_tokens[{i}].normalized", not flags["special"])
-        if flag(path, entry, f"added_tokens[{i}].single_word", False) and not flags["special"]:
-            refuse(path, f"added_tokens[{i}].single_word ({shown(content)})", True, "false")
         added.append(AddedToken(id=id, content=content, **flags))
     return added
 

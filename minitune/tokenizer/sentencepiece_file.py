@@ -1,14 +1,13 @@
 """A sentencepiece ``tokenizer.model``: BPE and unigram, cut by the ``sentencepiece`` library (arXiv 1808.06226)."""
 
-import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minitune.errors import TokenizerError
-from minitune.tokenizer.base import REPLACEMENT, SPACE_MARK, Tokenizer, Vocabulary, byte_of, role_id, without_surrogates
-from minitune.tokenizer.files import ROLES, Companions, shown
+from minitune.tokenizer.added import AddedToken, AddedTokens
+from minitune.tokenizer.base import REPLACEMENT, SPACE_MARK, Tokenizer, Vocabulary, byte_of, without_surrogates
+from minitune.tokenizer.files import Companions, shown
 from minitune.tokenizer.sentencepiece_proto import (
     BPE,
     BYTE,
@@ -23,6 +22,7 @@ from minitune.tokenizer.sentencepiece_proto import (
     with_control,
     with_spaces,
 )
+from minitune.tokenizer.vocabulary import make_vocabulary
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -36,15 +36,21 @@ class SentencePiece(Tokenizer):
     Tokens that the small files add beside the model file are control ids too, reached by name only.
 
     ``continues=True`` puts no dummy prefix. In a file that removes extra spaces, a leading run of them then stands
-    for one space instead of none, since a word goes on after other tokens.
+    for one space instead of none, since a word goes on after other tokens. ``control=True``: text behind a control
+    token starts anew, with a dummy prefix, as in the reference; not where the folder says ``legacy`` is false.
     """
 
-    def __init__(self, path: Path, proto: bytes, info: ModelInfo, vocabulary: Vocabulary):
+    def __init__(self, path: Path, proto: bytes, info: ModelInfo, vocabulary: Vocabulary, companions: Companions):
         super().__init__(vocabulary)
         self._path = path
         self._proto = proto
         self._info = info
         self._whole = processor(path, proto)  # made now, so that a damaged file is found now
+        self._prefix_again = companions.legacy is not False
+        # All of them are looked for in the text as it is, as the reference does with a model file.
+        flags = {name: companions.flags.get(name, {}) | {"normalized": False} for name in self.control_names()}
+        named = [AddedToken(id=id, content=name, **flags[name]) for name, id in self.control_names().items()]
+        self._added = AddedTokens(named, self.control_ids, {}, str)
 
     @cached_property
     def _bare(self) -> "SentencePieceProcessor":
@@ -59,8 +65,19 @@ class SentencePiece(Tokenizer):
     def _exact(self) -> "SentencePieceProcessor":
         return processor(self._path, with_spaces(self._proto, dummy_prefix=False, removes_extra=False))
 
-    def encode(self, text: str, *, continues: bool = False) -> list[int]:
+    def encode(self, text: str, *, continues: bool = False, control: bool = False) -> list[int]:
         text = without_surrogates(text)
+        if not control:
+            return self._encode_plain(text, continues)
+        ids: list[int] = []
+        for start, stretch, found in self._added.split(text, lambda part, _: part, control=True):
+            if found is not None:
+                ids.append(found)
+            else:
+                ids += self._encode_plain(stretch, continues if start == 0 else not self._prefix_again)
+        return ids
+
+    def _encode_plain(self, text: str, continues: bool) -> list[int]:
         if not continues:
             return self._whole.encode(text)
         if self._info.removes_extra_spaces:
@@ -91,7 +108,7 @@ def load_sentencepiece(path: Path, data: bytes, companions: Companions) -> Sente
     except ProtoError as error:
         raise TokenizerError(f"{path}: not a sentencepiece model ({error}); fetch the file again") from None
     _check(path, info)
-    pieces, id_of = _names(path, info, companions)
+    pieces = _names(path, info, companions)
     promoted = frozenset(
         id
         for id, (piece, kind) in enumerate(info.pieces)
@@ -104,25 +121,18 @@ def load_sentencepiece(path: Path, data: bytes, companions: Companions) -> Sente
     control = fixed | promoted | added
     if unk is not None and info.byte_fallback:
         control |= {unk}
-    proto = with_control(data, promoted)
-    roles = _roles(path, data, pieces, companions)
-    bos_id, eos_id, pad_id, unk_id = (role_id(roles[role], role, id_of, companions.config) for role in ROLES)
-    adds_bos = bos_id is not None and (True if companions.add_bos is None else companions.add_bos)
-    extra = json.dumps([sorted(control), sorted(companions.added.items()), bos_id, eos_id, pad_id, unk_id, adds_bos])
-    vocabulary = Vocabulary(
+    roles = _roles(path, data, pieces)
+    vocabulary = make_vocabulary(
+        companions,
+        data + repr(sorted(companions.added.items())).encode(),
         pieces=pieces,
-        contributions=[_contribution(info, i, control) for i in range(len(pieces))],
+        contributions=[_contribution(info, i) for i in range(len(info.pieces))] + [b""] * len(added),
         control_ids=control,
-        bos_id=bos_id,
-        eos_id=eos_id,
-        pad_id=pad_id,
-        unk_id=unk_id,
-        adds_bos=adds_bos,
+        roles=roles,
+        single=[(roles | companions.roles)["bos_token"], None],
         strips_space=info.dummy_prefix,
-        files=companions.files,
-        fingerprint=hashlib.sha256(data + b"\0" + extra.encode()).hexdigest(),
     )
-    return SentencePiece(path, proto, info, vocabulary)
+    return SentencePiece(path, with_control(data, promoted), info, vocabulary, companions)
 
 
 def _check(path: Path, info: ModelInfo) -> None:
@@ -142,8 +152,8 @@ def _check(path: Path, info: ModelInfo) -> None:
             raise TokenizerError(f"{path}: the piece {shown(piece)} has the ids {seen[piece]} and {id}; expected one")
 
 
-def _names(path: Path, info: ModelInfo, companions: Companions) -> tuple[list[str | None], dict[str, int]]:
-    """Names by id and ids by name: the model's pieces, then what the small files add behind them."""
+def _names(path: Path, info: ModelInfo, companions: Companions) -> list[str | None]:
+    """Names by id: the model's pieces, then what the small files add behind them."""
     pieces: list[str | None] = [piece for piece, _ in info.pieces]
     id_of = {piece: id for id, (piece, _) in enumerate(info.pieces)}
     for name, id in sorted(companions.added.items(), key=lambda item: item[1]):
@@ -154,20 +164,18 @@ def _names(path: Path, info: ModelInfo, companions: Companions) -> tuple[list[st
                 f"{shown(pieces[id])} there; the files must come from the same checkpoint"
             )
         pieces[id] = name
-    return pieces, id_of
+    return pieces
 
 
-def _roles(path: Path, data: bytes, pieces: list[str | None], companions: Companions) -> dict[str, str | None]:
-    """Role to name: what the small files say, an explicit null included, else the model file's own ids."""
+def _roles(path: Path, data: bytes, pieces: list[str | None]) -> dict[str, str | None]:
+    """Role to name: the model file's own ids."""
     model = processor(path, data)
     own = {"bos_token": model.bos_id(), "eos_token": model.eos_id(), "pad_token": model.pad_id()}
     own["unk_token"] = model.unk_id()
-    return {role: pieces[id] if id >= 0 else None for role, id in own.items()} | companions.roles
+    return {role: pieces[id] if id >= 0 else None for role, id in own.items()}
 
 
-def _contribution(info: ModelInfo, id: int, control: frozenset[int]) -> bytes:
-    if id in control:
-        return b""
+def _contribution(info: ModelInfo, id: int) -> bytes:
     piece, kind = info.pieces[id]
     if kind == UNKNOWN:
         return REPLACEMENT.encode()

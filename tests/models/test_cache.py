@@ -1,5 +1,7 @@
 """Decoding with the cache must be the full pass: one by one, in chunks, and with rows of different lengths."""
 
+import dataclasses
+import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from minitune.checkpoint import load_checkpoint
 from minitune.config import ModelConfig
 from minitune.models import Decoder, LanguageModel
 from minitune.models.cache import KVCache
-from minitune.ops import BUILTIN, REFERENCE, Ops
+from minitune.ops import BUILTIN, REFERENCE, Ops, rows_plan
 from minitune.sample import generate_ids
 
 TABLES = [pytest.param(ops, id=ops.name) for ops in (REFERENCE, BUILTIN)]
@@ -97,8 +99,9 @@ def test_room_behind_a_row_is_never_seen() -> None:
     results = []
     for filler in (0.0, 1e4):
         cache = KVCache(model.config, 2, 20, device="cpu", dtype=torch.float32)
-        cache.k.fill_(filler)
-        cache.v.fill_(filler)
+        for buffer in cache.buffers:
+            buffer.k.fill_(filler)
+            buffer.v.fill_(filler)
         with torch.no_grad():
             model(ids, cache=cache)
             cache.advance([2, 6])
@@ -115,6 +118,83 @@ def test_a_full_cache_says_so() -> None:
     cache.advance(4)
     with pytest.raises(ValueError, match="the cache holds 4 positions; 1 more after 4 do not fit"):
         model(random_ids(1, 1), cache=cache)
+
+
+def windowed_model(window: int) -> LanguageModel:
+    """Windows in two of three layers."""
+    config = dataclasses.replace(random_model(BUILTIN, torch.float64).config, windows=(window, 0, window))
+    model = Decoder(config, BUILTIN, torch.float64)
+    model.initialize(seed=4, std=0.3)
+    return model.to(torch.float64).eval()
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 12])
+@pytest.mark.parametrize("chunk", [1, 3, 16, None])
+def test_windowed_layers_hold_no_more_than_they_see(window: int, chunk: int | None) -> None:
+    """Guards the short buffers (B40, B41): random rows of a call, random numbers of tokens, in float64."""
+    model, rng = windowed_model(window), random.Random(window)
+    ids = random_ids(4, 60)
+    expected = full_pass(model, ids)
+    cache = KVCache(model.config, 4, 60, device="cpu", dtype=torch.float64, chunk=chunk)
+    sizes = sorted(buffer.k.shape[2] for buffer in cache.buffers)
+    assert sizes == ([60, 60] if chunk is None else [window - 1 + chunk, 60])
+    while min(cache.lengths) < 60:
+        rows = sorted(rng.sample([row for row in range(4) if cache.lengths[row] < 60], 1))
+        others = [row for row in range(4) if row not in rows and cache.lengths[row] < 60 and rng.random() < 0.6]
+        rows = sorted(rows + others)
+        room = 60 - max(cache.lengths[row] for row in rows)
+        tokens = min(rng.randint(1, chunk or 9), room)
+        starts = [cache.lengths[row] for row in rows]
+        step = torch.stack([ids[row, start : start + tokens] for row, start in zip(rows, starts, strict=True)])
+        with torch.no_grad():
+            logits = model.logits(model(step, plan=cache.plan(tokens, rows), cache=cache))
+        used = [rng.randint(1, tokens) for _ in rows]  # the rest was padding
+        cache.advance(used, rows)
+        for i, (row, start, n) in enumerate(zip(rows, starts, used, strict=True)):
+            assert (logits[i, :n] - expected[row, start : start + n]).abs().max() <= 1e-10
+
+
+def test_rows_are_cut_copied_and_moved_to_larger_buffers() -> None:
+    """Guards what a row goes on behind: after a cut, a copy and a larger buffer it is the full pass of its text."""
+    model, ids = windowed_model(5), random_ids(1, 40)
+    cache = KVCache(model.config, 3, 24, device="cpu", dtype=torch.float64, chunk=8)
+
+    def feed(row: int, text: Tensor, start: int) -> None:
+        for part in text[:, start:].split(8, dim=1):
+            with torch.no_grad():
+                logits = model.logits(model(part, plan=cache.plan(part.shape[1], [row]), cache=cache))
+            cache.advance(part.shape[1], [row])
+            end = cache.lengths[row]
+            expected = full_pass(model, text)[:, end - part.shape[1] : end]
+            assert (logits - expected).abs().max() <= 1e-10
+
+    feed(1, ids[:, :20], 0)
+    cache.copy([1, 1], [0, 2])
+    assert cache.lengths == [20, 20, 20]
+    assert cache.holds(2, 19)
+    assert not cache.holds(2, 3)  # its window has gone on
+    assert not cache.holds(2, 21)
+    other = torch.cat((ids[:, :19], random_ids(1, 15, seed=5)), dim=1)
+    cache.cut(2, 19)
+    cache.reserve(36)
+    assert cache.capacity == 36
+    feed(2, other, 19)
+    feed(0, ids[:, :36], 20)
+    with pytest.raises(ValueError, match="row 0 of the cache cannot go back to 3 tokens"):
+        cache.cut(0, 3)
+    cache.cut(0, 0)
+    feed(0, random_ids(1, 30, seed=8), 0)
+    feed(1, ids[:, :30], 20)
+    assert cache.bytes == sum(2 * 8 * buffer.k.numel() for buffer in cache.buffers)
+
+
+def test_a_plan_of_no_cache_and_a_chunk_too_long_are_refused() -> None:
+    model = windowed_model(5)
+    cache = KVCache(model.config, 2, 24, device="cpu", dtype=torch.float64, chunk=8)
+    with pytest.raises(ValueError, match="this cache takes 8 tokens at a time, not 9"):
+        cache.plan(9)
+    with pytest.raises(ValueError, match=r"leave plan out, or pass cache\.plan"):
+        model(random_ids(2, 3), plan=rows_plan(2, 3, "cpu"), cache=cache)
 
 
 @pytest.mark.parametrize("ops", TABLES)

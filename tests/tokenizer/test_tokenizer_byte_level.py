@@ -19,9 +19,9 @@ from tokenizer_cases import add_token, byte_spec, random_texts, slow_merge, writ
 from minitune.errors import TokenizerError
 from minitune.tokenizer import load_tokenizer
 from minitune.tokenizer.byte_level import ByteLevelBPE, list_engine, python_pattern
-from minitune.tokenizer.byte_level_ranks import live_merges, proved_order
 from minitune.tokenizer.byte_level_spec import LLAMA3_PATTERN, read_byte_level
 from minitune.tokenizer.json_spec import read_root
+from minitune.tokenizer.ranks import live_merges, proved_order
 
 REAL = {
     "gpt2": "gpt2/tokenizer.json",
@@ -84,32 +84,16 @@ def loaded(path: Path) -> ByteLevelBPE:
     return made
 
 
-def assert_same(path: Path, texts: list[str]) -> None:
-    ours, theirs = loaded(path), reference(path)
-    for text in texts:
-        ids = ours.encode(text)
-        assert ids == theirs.encode(text, add_special_tokens=False).ids, repr(text)
-        assert not ours.control_ids & set(ids)
-
-
 @pytest.mark.parametrize("name", REAL)
-def test_real_vocabularies_equal_the_reference(material: Path, name: str) -> None:
-    path = material / "tokenizers" / REAL[name]
-    assert loaded(path).by_ranks
-    assert_same(path, texts_for(21, 1000))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REAL)
-def test_real_vocabularies_equal_the_reference_at_length(material: Path, name: str) -> None:
-    assert_same(material / "tokenizers" / REAL[name], texts_for(22, 10_000))
+def test_real_vocabularies_merge_by_ranks(material: Path, name: str) -> None:
+    assert loaded(material / "tokenizers" / REAL[name]).by_ranks
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_ranks_equal_the_list(material: Path, name: str) -> None:
     path = material / "tokenizers" / REAL[name]
     ours, spec = loaded(path), read_byte_level(path, *read_root(path))
-    merges = live_merges(spec, ours.control_ids)
+    merges = live_merges(spec.merges, spec.token_bytes, ours.control_ids)
     whole = frozenset(spec.token_bytes) - ours.control_ids if spec.ignore_merges else frozenset[int]()
     by_list = list_engine(spec, merges, whole)
     for text in texts_for(23, 300):
@@ -134,21 +118,6 @@ def test_round_trip_and_stream(material: Path, name: str) -> None:
         for text in (name_, f"a {name_}\n", name_ * 2):
             assert not ours.control_ids & set(ours.encode(text))
             assert ours.decode(ours.encode(text)) == text
-
-
-@pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen2"])
-def test_published_ids(material: Path, name: str) -> None:
-    ours = loaded(material / "tokenizers" / REAL[name])
-    vectors = json.loads((material / "vectors" / "tokenization.json").read_text(encoding="utf-8"))[name]["cases"]
-    checked = 0
-    for case in vectors.values():
-        if any(ours.token(i) in case["text"] for i in ours.control_ids if ours.token(i)):
-            continue  # there the typed token becomes a control id, here it must not
-        ids = case["ids"]
-        assert ours.bos_id not in ids
-        assert ours.encode(case["text"]) == ids, case["text"]
-        checked += 1
-    assert checked >= 22
 
 
 @pytest.mark.parametrize("name", ["gpt2", "smollm2", "qwen2"])
@@ -277,6 +246,28 @@ def test_variants_equal_the_reference(name: str, tmp_path: Path) -> None:
         ids = ours.encode(text)
         assert ids == asked.encode(text, add_special_tokens=False).ids, repr(text)
         assert not ours.control_ids & set(ids)
+
+
+CHARACTERS = st.one_of(st.sampled_from(" abc<s>/'1\n\t\x1c\u00e9"), st.characters(exclude_categories=["Cs"]))
+
+
+@pytest.mark.parametrize("name", ["plain", "digits", "llama 3", "by list", "by id map", "prefix", "plain added"])
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(alphabet=CHARACTERS))
+def test_any_text_comes_back(name: str, text: str, made: dict[str, ByteLevelBPE]) -> None:
+    ours = made[name]
+    for continues in (False, True):
+        if name == "prefix" and not continues and text.startswith(" "):
+            continue  # the file puts no second space before it, so this one goes with the prefix
+        ids = ours.encode(text, continues=continues)
+        assert ours.decode(ids, continues=continues) == text
+        assert not ours.control_ids & set(ids)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ByteLevelBPE]:
+    folder = tmp_path_factory.mktemp("variants")
+    return {name: loaded(write_json(folder / f"{name}.json", spec)) for name, spec in variants().items()}
 
 
 def test_continues_puts_no_prefix_space(tmp_path: Path) -> None:

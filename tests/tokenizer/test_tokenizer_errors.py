@@ -91,7 +91,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "added token without id": (change("added_tokens.0", {"content": "<unk>"}), "added_tokens[0]"),
     "added token with another id": (change("added_tokens.1.id", 2), "added_tokens[1]"),
     "added token on a taken id": (change("added_tokens.1.content", "<new>"), "added_tokens[1]"),
-    "single word": (lambda spec: add_token(spec, "[w]", single_word=True), "single_word"),
+    "single word": (lambda spec: add_token(spec, "[w]", single_word="yes"), "single_word"),
     "metaspace that splits": (lambda spec: metaspace(spec, "first")["pre_tokenizer"].update(split=True), "split"),
     "metaspace of another mark": (lambda spec: metaspace(spec, "first")["pre_tokenizer"].update(replacement="_"), "_"),
     "metaspace scheme": (lambda spec: metaspace(spec, "never")["pre_tokenizer"].update(prepend_scheme="x"), "'x'"),
@@ -183,7 +183,6 @@ def test_other_sentencepiece_kinds_are_named(settings: dict[str, object], word: 
     ("folder", "word"),
     [
         ("tokenizers/llama2/hf", "merge 18917"),
-        ("tokenizers/llama3", "tiktoken"),
         ("tokenizers/t5", "spiece.model"),
         ("templates", "tokenizer.model"),
     ],

@@ -19,6 +19,8 @@ REAL = {
     "llama2-zh": "tokenizers/llama2-zh",
     "meng": "tokenizers/llama2-zh/meng.model",
     "t5": "tokenizers/t5/spiece.model",
+    "gpt2": "tokenizers/gpt2/tokenizer.json",
+    "llama3 ranks": "tokenizers/llama3/tokenizer.model",
 }
 
 

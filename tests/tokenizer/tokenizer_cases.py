@@ -2,48 +2,14 @@
 
 import io
 import json
-import random
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bench.tokenizer import SPACE, random_texts
 from minitune.tokenizer.byte_level_spec import BYTE_CHARS
 
-SPACE = "\u2581"
-STRETCHES = [
-    "the cat", "Once upon a time", "\u4f60\u597d\uff0c\u4e16\u754c", "\u9f98", "\u3053\u3093\u306b\u3061\u306f",
-    "\uc548\ub155", "\u041f\u0440\u0438\u0432\u0435\u0442", "\u0645\u0631\u062d\u0628\u0627",
-    "\u0928\u092e\u0938\u094d\u0924\u0947",
-    "\uff11\uff12\uff13", "e\u0301", "n\u0303o", "\ufb01n", "\u00bd", "\u00b2", "\u2163",
-    "\U0001f469\u200d\U0001f469\u200d\U0001f467", "\U0001f3f3\ufe0f\u200d\U0001f308", "\U0001f44d\U0001f3fd",
-    "\r\n", "\n", "\n\n\n", "\t", "\x1c", "\xa0", "\xa0\xa0", "\u3000", " ", "  ", "     ", "\u200b", "\x00", "\x7f",
-    SPACE, "\ufffd", "\ufeff", "123", "4.5e-6", "def f(x):\n\treturn x", "don't", "I'll", "http://a.b/?c=d&e",
-    "<0x0A>", "<|", "|>", "[/", "</", "aaaaaaaa", "========", "\U0010fffd",
-]  # fmt: skip
-
-
-def random_texts(seed: int, count: int, words: Sequence[str] = ()) -> list[str]:
-    """Return seeded texts: stretches of many scripts, words of a vocabulary, and characters from anywhere."""
-    rng = random.Random(seed)
-    texts = []
-    for _ in range(count):
-        parts = []
-        for _ in range(rng.randint(0, 8)):
-            kind = rng.random()
-            if kind < 0.45:
-                parts.append(rng.choice(STRETCHES))
-            elif kind < 0.85 and words:
-                parts.append(rng.choice(words).replace(SPACE, " "))
-            else:
-                top = rng.choice([0x7F, 0x24F, 0x9FFF, 0x10FFFF])
-                parts.append("".join(map(_character, (rng.randint(1, top) for _ in range(rng.randint(1, 3))))))
-        texts.append(rng.choice(["", " "]).join(parts))
-    return texts
-
-
-def _character(code: int) -> str:
-    return "?" if 0xD800 <= code < 0xE000 else chr(code)
+__all__ = ["SPACE", "random_texts"]  # and what follows; these two are shared with the benchmark
 
 
 def tiny_spec(*, bytes_covered: bool = True, **model: Any) -> dict[str, Any]:

@@ -14,71 +14,89 @@ Whether the list gives the token is read from the trees of its two parts: neighb
 time, and no listed merge of two of them may come before one of them is used up.
 """
 
-from minitune.tokenizer.byte_level_spec import ByteLevelSpec
+from collections.abc import Iterable, Mapping, Sequence
+from operator import ne
+
+Merge = tuple[int, int, int]  # left id, right id, merged id
 
 
-def live_merges(spec: ByteLevelSpec, closed: frozenset[int]) -> list[tuple[int, int, int]]:
-    """Return the merges that text can reach: none makes a closed id, and the parts are bytes or made before or after.
+def live_merges(
+    merges: list[Merge], known: Mapping[int, Sequence[object]], closed: frozenset[int] = frozenset()
+) -> list[Merge]:
+    """Return the merges that text can reach: none makes a closed id, and the parts are symbols or made before or after.
 
-    A pair listed twice keeps its last place, as in the reference.
+    ``known``: the tokens that text can spell, by id, as bytes or as characters; one of length 1 is a symbol. A pair
+    listed twice keeps its last place, as in the reference.
     """
-    known = spec.token_bytes
-    merges = spec.merges
-    lefts, rights, made = map(set, zip(*merges, strict=True)) if merges else (set(), set(), set())
-    if not (lefts | rights | made <= known.keys() and made.isdisjoint(closed)):
-        merges = [m for m in merges if m[0] in known and m[1] in known and m[2] in known and m[2] not in closed]
-    if len({(left, right) for left, right, _ in merges}) < len(merges):
+    symbols = {id for id, data in known.items() if len(data) == 1}
+    made: set[int] = set()
+    while merges:
+        lefts, rights, made = map(set, zip(*merges, strict=True))
+        reachable = (symbols | made) & known.keys() - closed
+        if lefts <= reachable and rights <= reachable and made <= reachable:
+            break
+        merges = [m for m in merges if m[0] in reachable and m[1] in reachable and m[2] in reachable]
+    # Two merges of one pair are the same three ids, so where each token has one merge no pair stands twice.
+    if len(made) < len(merges) and len(set(merges)) < len(merges):
         last = {(left, right): (rank, made) for rank, (left, right, made) in enumerate(merges)}
         merges = [(*pair, made) for pair, (_, made) in sorted(last.items(), key=lambda item: item[1][0])]
-    singles = {id for id, data in known.items() if len(data) == 1}
-    while True:
-        reachable = singles.union(made for _, _, made in merges)
-        lost = {m[0] for m in merges}.union(m[1] for m in merges) - reachable
-        if not lost:
-            return merges
-        merges = [m for m in merges if m[0] not in lost and m[1] not in lost]
+    return merges
 
 
-def proved_order(
-    merges: list[tuple[int, int, int]], token_bytes: dict[int, bytes], whole: frozenset[int]
-) -> list[int] | None:
+def proved_order(merges: list[Merge], known: Mapping[int, Sequence[object]], whole: frozenset[int]) -> list[int] | None:
     """Return the ids that merges make in the order of their ranks, or None where ranks are not proved to do.
 
     ``whole``: ids that no merge makes but that a whole piece may be; these may not be cut into two tokens at all.
     """
     order = list(dict.fromkeys(made for _, _, made in merges))
     if len(order) == len(merges):
-        parts = {data for id, data in token_bytes.items() if len(data) == 1}
-        parts.update(token_bytes[id] for id in (*order, *whole))
-        return order if _reached(merges) and not any(_cuts(token_bytes[id], parts) for id in whole) else None
-    return order if _complete(merges, token_bytes, order, whole) else None
+        parts = {data for id, data in known.items() if len(data) == 1}
+        parts.update(known[id] for id in (*order, *whole))
+        return order if _reached(merges) and not _cuts(map(known.__getitem__, whole), parts) else None
+    return order if _complete(merges, known, order, whole) else None
 
 
-def _cuts(data: bytes, parts: set[bytes]) -> int:
-    """In how many ways the bytes are two tokens."""
+def all_cuts(known: Mapping[int, bytes], order: Sequence[int]) -> list[Merge]:
+    """Return the list of merges that says what ranks say: every cut of each token into two, tokens by their order."""
+    id_of = {data: id for id, data in known.items() if len(data) == 1}
+    id_of |= {known[id]: id for id in order}
+    merges = []
+    for id in order:
+        data = known[id]
+        for i in range(1, len(data)):
+            left, right = id_of.get(data[:i]), id_of.get(data[i:])
+            if left is not None and right is not None:
+                merges.append((left, right, id))
+    return merges
+
+
+def _cuts(tokens: Iterable[Sequence[object]], parts: set[Sequence[object]]) -> int:
+    """In how many ways the tokens, all together, are two parts."""
     found = 0
-    for i in range(1, len(data)):
-        if data[:i] in parts and data[i:] in parts:
-            found += 1
+    for data in tokens:
+        for i in range(1, len(data)):
+            if data[i:] in parts and data[:i] in parts:  # of the two, what stands behind is seldom a part
+                found += 1
     return found
 
 
 def _complete(
-    merges: list[tuple[int, int, int]], token_bytes: dict[int, bytes], order: list[int], whole: frozenset[int]
+    merges: list[Merge], known: Mapping[int, Sequence[object]], order: list[int], whole: frozenset[int]
 ) -> bool:
-    listed: dict[int, int] = dict.fromkeys(whole, 0)
-    before = -1
-    for _, _, made in merges:
-        if made != before and made in listed:
-            return False  # its merges do not stand together
-        listed[made] = listed.get(made, 0) + 1
-        before = made
-    parts = {data for data in token_bytes.values() if len(data) == 1}
-    parts.update(token_bytes[id] for id in listed)
-    return all(_cuts(token_bytes[id], parts) == count for id, count in listed.items())
+    """Whether the merges of a token stand together, and every cut of a token is listed.
+
+    Each merge is a cut of its token and no merge stands twice, so as many cuts as merges means that all are listed.
+    """
+    made = [id for _, _, id in merges]
+    if sum(map(ne, made, made[1:])) + 1 != len(order):
+        return False
+    parts = {data for data in known.values() if len(data) == 1}
+    parts.update(known[id] for id in order)
+    parts.update(known[id] for id in whole)
+    return _cuts(map(known.__getitem__, (*order, *whole)), parts) == len(merges)
 
 
-def _reached(merges: list[tuple[int, int, int]]) -> bool:
+def _reached(merges: list[Merge]) -> bool:
     """Whether the list, run on the bytes of each token it makes, gives that token; bytes have the ranks below 0."""
     rank = {made: i for i, (_, _, made) in enumerate(merges)}
     n = len(rank)

@@ -1,0 +1,70 @@
+"""How the small world is spoken of: sentences with slots, and questions with the one answer that is right.
+
+Slots: p, q people; t thing, m its measure word; c colour; l place; f food; n, k numbers; a animal, s its sound;
+x, y words; list a list. A question of ``ASK`` is a pair (question, answer).
+"""
+
+SAY: dict[str, dict[str, tuple[str, ...]]] = {
+    "en": {
+        "has": ("{p} has a {c} {t}.", "{p} holds a {c} {t}.", "The {c} {t} belongs to {p}."),
+        "at": ("{p} is in the {l}.", "{p} plays in the {l}.", "{p} waits in the {l}."),
+        "both": ("{p} is in the {l} with a {c} {t}.", "In the {l}, {p} has a {c} {t}."),
+        "count": ("{p} has {n} {f}.", "{p} buys {n} {f}.", "There are {n} {f} on the table of {p}."),
+        "goes": ("{p} goes to the {l}.", "{p} walks to the {l}.", "{p} runs to the {l}."),
+        "then": ("Then {p} goes to the {l}.", "After that, {p} walks to the {l}.", "Later {p} goes to the {l}."),
+    },
+    "zh": {
+        "has": ("{p}有一{m}{c}的{t}。", "{p}拿着一{m}{c}的{t}。", "那{m}{c}的{t}是{p}的。"),
+        "at": ("{p}在{l}里。", "{p}在{l}里玩。", "{p}在{l}里等人。"),
+        "both": ("{p}在{l}里，拿着一{m}{c}的{t}。", "在{l}里，{p}有一{m}{c}的{t}。"),
+        "count": ("{p}有{n}个{f}。", "{p}买了{n}个{f}。", "{p}的桌子上有{n}个{f}。"),
+        "goes": ("{p}去了{l}。", "{p}走到{l}。", "{p}跑到{l}。"),
+        "then": ("然后{p}去了{l}。", "之后{p}走到{l}。", "后来{p}去了{l}。"),
+    },
+}
+
+ASK: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
+    "en": {
+        "has": (("What does {p} have?", "{p} has a {c} {t}."), ("What is in the hand of {p}?", "{p} has a {c} {t}.")),
+        "who": (("Who has the {t}?", "{p} has the {t}."), ("Whose is the {t}?", "{p} has the {t}.")),
+        "where": (("Where is {p}?", "{p} is in the {l}."), ("In which place is {p}?", "{p} is in the {l}.")),
+        "colour": (
+            ("What colour is the {t}?", "The {t} is {c}."),
+            ("Which colour does the {t} have?", "The {t} is {c}."),
+        ),
+        "more": (("Who has more {f}?", "{p} has more {f}."),),
+        "fewer": (("Who has fewer {f}?", "{p} has fewer {f}."),),
+        "moved": (("Where is {p} now?", "{p} is in the {l} now."),),
+        "count": (("How many things are in the list?", "There are {n} things."),),
+        "first": (("What comes first in the list?", "The first is {x}."),),
+        "second": (("What comes second in the list?", "The second is {x}."),),
+        "last": (("What comes last in the list?", "The last is {x}."),),
+        "reverse": (("Say the list backwards.", "{list}"),),
+        "range": (("Count from {n} to {k}.", "{list}"),),
+        "odd": (("Which word does not belong in the list?", "{x} does not belong."),),
+        "translate": (("What is {x} in Chinese?", "{x} is {y} in Chinese."),),
+        "opposite": (("What is the opposite of {x}?", "The opposite of {x} is {y}."),),
+        "sound": (("What does the {a} say?", "The {a} says {s}."),),
+        "day": (("Which day comes after {x}?", "After {x} comes {y}."),),
+    },
+    "zh": {
+        "has": (("{p}有什么？", "{p}有一{m}{c}的{t}。"), ("{p}手里拿着什么？", "{p}有一{m}{c}的{t}。")),
+        "who": (("谁有{t}？", "{p}有{t}。"), ("{t}是谁的？", "{p}有{t}。")),
+        "where": (("{p}在哪里？", "{p}在{l}里。"), ("{p}在什么地方？", "{p}在{l}里。")),
+        "colour": (("{t}是什么颜色的？", "{t}是{c}的。"), ("{t}的颜色是什么？", "{t}是{c}的。")),
+        "more": (("谁的{f}更多？", "{p}的{f}更多。"),),
+        "fewer": (("谁的{f}更少？", "{p}的{f}更少。"),),
+        "moved": (("{p}现在在哪里？", "{p}现在在{l}里。"),),
+        "count": (("列表里有几样东西？", "一共有{n}样东西。"),),
+        "first": (("列表里第一个是什么？", "第一个是{x}。"),),
+        "second": (("列表里第二个是什么？", "第二个是{x}。"),),
+        "last": (("列表里最后一个是什么？", "最后一个是{x}。"),),
+        "reverse": (("把列表倒过来说。", "{list}"),),
+        "range": (("从{n}数到{k}。", "{list}"),),
+        "odd": (("列表里哪个词和别的不一样？", "{x}和别的不一样。"),),
+        "translate": (("{x}用英语怎么说？", "{x}用英语说是{y}。"),),
+        "opposite": (("{x}的反义词是什么？", "{x}的反义词是{y}。"),),
+        "sound": (("{a}怎么叫？", "{a}叫起来是{s}。"),),
+        "day": (("{x}的后面是哪一天？", "{x}的后面是{y}。"),),
+    },
+}

@@ -1,0 +1,200 @@
+"""What is the case in the small world for the length of one text, and what can be asked about it.
+
+A scene is a short story and its questions. Scenes for training never pair a person with a thing, a place or a number
+that is held out, and their lists are never held-out lists; a scene for the test is asked about held-out pairs only.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from minitune.data.world.phrases import ASK, SAY
+from minitune.data.world.words import Words, bilingual, held_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question with its only right answer; ``test`` where it is about a held-out combination."""
+
+    kind: str
+    question: str
+    answer: str
+    test: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A story (empty where a question stands alone) and the questions about it."""
+
+    story: str
+    questions: list[Question] = field(default_factory=list)
+
+
+class Maker:
+    """Makes scenes in one language from one stream of random numbers.
+
+    ``test`` scenes have a held-out combination in them and keep only the questions about it.
+    """
+
+    def __init__(self, words: Words, rng: random.Random, *, test: bool = False):
+        self.words, self.rng, self.test = words, rng, test
+        self.say, self.ask = SAY[words.name], ASK[words.name]
+        self.joint = " " if words.name == "en" else ""
+
+    def make(self, name: str) -> Scene:
+        """A scene of the kind ``name`` (a key of ``SCENES``); drawn again until it keeps the rule above."""
+        while True:
+            scene = SCENES[name](self)
+            wanted = [q for q in scene.questions if q.test] if self.test else scene.questions
+            if wanted and (self.test or not any(q.test for q in scene.questions)):
+                return Scene(story=scene.story, questions=wanted)
+
+    def tell(self, key: str, **slots: object) -> str:
+        return self.rng.choice(self.say[key]).format(**slots)
+
+    def asked(self, kind: str, test: bool, **slots: object) -> Question:
+        question, answer = self.rng.choice(self.ask[kind])
+        return Question(kind=kind, question=question.format(**slots), answer=answer.format(**slots), test=test)
+
+    def join(self, sentences: Sequence[str]) -> str:
+        return self.joint.join(sentences)
+
+    def pick(self, choices: Sequence[str], count: int) -> list[str]:
+        return self.rng.sample(list(choices), count)
+
+
+def holding(make: Maker) -> Scene:
+    """Two or three people, each with a coloured thing, each in a place; told in any order."""
+    words, rng = make.words, make.rng
+    count = rng.choice((2, 2, 3))
+    people, things = make.pick(words.people, count), make.pick(tuple(words.things), count)
+    colours, places = make.pick(words.colours, count), make.pick(words.places, count)
+    sentences, questions = [], []
+    style = rng.random()
+    for p, t, c, l in zip(people, things, colours, places, strict=True):
+        slots = {"p": p, "t": t, "c": c, "l": l, "m": words.things[t]}
+        if style < 0.25:
+            sentences.append(make.tell("both", **slots))
+        else:
+            sentences += [make.tell("has", **slots)] + ([make.tell("at", **slots)] if style < 0.75 else [])
+        owns, stands = held_out("has", p, t), held_out("at", p, l)
+        tinted = held_out("colour", t, c)
+        questions += [make.asked(kind, owns, **slots) for kind in ("has", "who")]
+        questions.append(make.asked("colour", tinted, **slots))
+        if style < 0.75:
+            questions.append(make.asked("where", stands, **slots))
+    if style >= 0.5:
+        rng.shuffle(sentences)
+    rng.shuffle(questions)
+    return Scene(story=make.join(sentences), questions=questions)
+
+
+def counting(make: Maker) -> Scene:
+    """Two or three people with different numbers of one food: who has more, who has fewer."""
+    words, rng = make.words, make.rng
+    people = make.pick(words.people, rng.choice((2, 2, 2, 3)))
+    food = rng.choice(words.foods)
+    numbers = rng.sample(range(2, 13), len(people))
+    order = sorted(range(len(people)), key=numbers.__getitem__)
+    test = held_out("more", *(f"{people[i]} {words.number(numbers[i])}" for i in order))
+    sentences = [make.tell("count", p=p, n=words.number(n), f=food) for p, n in zip(people, numbers, strict=True)]
+    questions = [
+        make.asked("more", test, p=people[order[-1]], f=food),
+        make.asked("fewer", test, p=people[order[0]], f=food),
+    ]
+    rng.shuffle(questions)
+    return Scene(story=make.join(sentences), questions=questions)
+
+
+def moving(make: Maker) -> Scene:
+    """Two people who go from place to place: where is each of them now?"""
+    words, rng = make.words, make.rng
+    people = make.pick(words.people, 2)
+    places = make.pick(words.places, rng.choice((3, 4)))
+    at: dict[str, str] = {}
+    sentences = []
+    for l in places:
+        p = rng.choice(people)
+        sentences.append(make.tell("then" if p in at else "goes", p=p, l=l))
+        at[p] = l
+    questions = [make.asked("moved", held_out("moved", p, l), p=p, l=l) for p, l in at.items()]
+    return Scene(story=make.join(sentences), questions=questions)
+
+
+def listing(make: Maker) -> Scene:
+    """A list of three to six words of one kind: its first, second, last, its length, and it backwards."""
+    words, rng = make.words, make.rng
+    kind = rng.choice((words.animals, words.colours, tuple(words.things), words.places))
+    listed = make.pick(kind, rng.choice((3, 4, 5, 6)))
+    test = held_out("list", *listed)
+    slots = {"first": listed[0], "second": listed[1], "last": listed[-1]}
+    questions = [make.asked(name, test, x=x) for name, x in slots.items()]
+    questions.append(make.asked("count", test, n=words.number(len(listed))))
+    if len(listed) <= 4:
+        questions.append(make.asked("reverse", test, list=words.comma.join(reversed(listed))))
+    rng.shuffle(questions)
+    return Scene(story=words.comma.join(listed), questions=questions)
+
+
+def odd_one(make: Maker) -> Scene:
+    """A list of one kind with a word of another kind in it."""
+    words, rng = make.words, make.rng
+    kinds = [words.animals, words.colours, tuple(words.things), words.places, words.numbers[:10]]
+    main, other = rng.sample(kinds, 2)
+    listed = make.pick(main, 3)
+    odd = rng.choice(other)
+    listed.insert(rng.randrange(4), odd)
+    return Scene(story=words.comma.join(listed), questions=[make.asked("odd", held_out("odd", *listed), x=odd)])
+
+
+def ranging(make: Maker) -> Scene:
+    """Counting from one number to another, up or down."""
+    words, rng = make.words, make.rng
+    start = rng.randrange(1, 18)
+    stop = start + rng.choice((2, 3, 4))
+    if stop > 20:
+        start, stop = 20 - (stop - start), 20
+    numbers = list(range(start, stop + 1))
+    if rng.random() < 0.4:
+        numbers.reverse()
+    n, k = words.number(numbers[0]), words.number(numbers[-1])
+    spelled = words.comma.join(map(words.number, numbers))
+    return Scene(story="", questions=[make.asked("range", held_out("range", n, k), n=n, k=k, list=spelled)])
+
+
+def translating(make: Maker) -> Scene:
+    """A word of this language in the other one."""
+    pair = make.rng.choice(bilingual())
+    x, y = pair if make.words.name == "en" else pair[::-1]
+    return Scene(story="", questions=[make.asked("translate", held_out("translate", x, one_in=4), x=x, y=y)])
+
+
+def opposing(make: Maker) -> Scene:
+    """The opposite of a word."""
+    pair = list(make.rng.choice(make.words.opposites))
+    test = held_out("opposite", *pair, one_in=4)
+    make.rng.shuffle(pair)
+    return Scene(story="", questions=[make.asked("opposite", test, x=pair[0], y=pair[1])])
+
+
+def sounding(make: Maker) -> Scene:
+    """What an animal says."""
+    a, s = make.rng.choice(list(make.words.sounds.items()))
+    return Scene(story="", questions=[make.asked("sound", held_out("sound", a, one_in=4), a=a, s=s)])
+
+
+def dating(make: Maker) -> Scene:
+    """The day after a day."""
+    days = make.words.days
+    i = make.rng.randrange(7)
+    x, y = days[i], days[(i + 1) % 7]
+    return Scene(story="", questions=[make.asked("day", held_out("day", x, one_in=3), x=x, y=y)])
+
+
+SCENES: dict[str, Callable[[Maker], Scene]] = {
+    "holding": holding, "counting": counting, "moving": moving, "listing": listing, "odd_one": odd_one,
+    "ranging": ranging, "translating": translating, "opposing": opposing, "sounding": sounding, "dating": dating,
+}  # fmt: skip
+
+FACTS = ("translating", "opposing", "sounding", "dating")
+"""Scenes about what is always so. The text states all of it; what is held out is being asked about it."""
