@@ -4,6 +4,7 @@ Nothing here knows what a row means. Files are read as they stream: of a file of
 row and a piece of about a mebibyte) is in memory at a time.
 """
 
+import contextlib
 import csv
 import importlib
 import io
@@ -40,7 +41,7 @@ _FOREIGN = (
 class Head(NamedTuple):
     """What the first bytes of a file say: its format, and those bytes without mark and white space."""
 
-    format: str  # "array", "lines", "csv", "tsv", "parquet" or "txt"
+    format: str  # "array", "strings" (an array of texts), "lines", "csv", "tsv", "parquet" or "txt"
     content: bytes
 
 
@@ -55,7 +56,7 @@ def read_file(name: str) -> tuple[Head, Iterator[Found]]:
 
 def no_rows(name: str, head: Head) -> str:
     """Return what to say about a file that has no row, or of which no row could be read as JSON."""
-    if head.format in ("array", "lines") and head.content and not head.content.startswith((b"{", b"[")):
+    if head.format == "lines" and head.content and not head.content.startswith((b"{", b"[")):
         start = head.content.splitlines()[0][:30].decode("utf-8", "replace")
         return f"{name} is neither JSON nor JSON Lines: it starts with {start!r}; {_EXPECTED}"
     if head.format == "lines" and head.content and head.content.splitlines()[0].strip() == b"{":
@@ -79,7 +80,9 @@ def _head(name: str) -> Head:
     suffix = Path(name).suffix.lower()
     if suffix in (".csv", ".tsv", ".txt") and not _JSON_START.match(content):
         return Head(suffix[1:], content)
-    return Head("array" if content.startswith(b"[") else "lines", content)
+    if content.startswith(b"["):
+        return Head("strings" if content[1:].lstrip().startswith(b'"') else "array", content)
+    return Head("lines", content)
 
 
 def _open(name: str) -> BufferedReader:
@@ -105,6 +108,12 @@ def _rows(name: str, form: str) -> Iterator[Found]:
         file.seek(start)
         if form == "array":
             yield from array_rows(file, start)
+        elif form == "strings":
+            # Only a file that starts so: among objects, a string is a fault.
+            yield from (
+                found._replace(value={"text": found.value}) if isinstance(found.value, str) else found
+                for found in array_rows(file, start)
+            )
         elif form == "lines":
             yield from _line_rows(file, start)
         elif form == "txt":
@@ -136,7 +145,13 @@ def _csv_rows(name: str, file: BinaryIO, delimiter: str) -> Iterator[Found]:
     csv.field_size_limit(_LARGEST_CELL)
     # Bad bytes travel on as lone surrogates, so that they spoil the row they stand in and no other.
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    try:
+        yield from _table_rows(name, csv.reader(text, delimiter=delimiter, strict=True))
+    finally:
+        text.detach()  # the file is closed where it was opened
+
+
+def _table_rows(name: str, reader: Any) -> Iterator[Found]:
     try:
         header = _csv_header(name, next(reader, []))
     except csv.Error as error:
@@ -176,10 +191,8 @@ def _csv_object(header: list[str], cells: list[str]) -> tuple[object, str]:
             return None, f"invalid UTF-8 in column {column!r}: byte 0x{ord(bad_byte[0]) - 0xDC00:02x}"
     weight = row.get("weight")
     if weight is not None:
-        try:
+        with contextlib.suppress(ValueError):  # stays text, which the layout refuses by name
             row["weight"] = float(weight) if weight.strip() else None
-        except ValueError:
-            pass  # stays text, which the layout refuses by name
     return row, ""
 
 
@@ -188,7 +201,7 @@ def _parquet_rows(name: str) -> Iterator[Found]:
     try:
         parquet = importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise DataError(f"{name} is a Parquet file, and pyarrow is not there; pip install 'minitune[parquet]'") from None
+        raise DataError(f"{name} is a Parquet file, and pyarrow is missing; pip install 'minitune[parquet]'") from None
     try:
         with parquet.ParquetFile(name) as file:
             for batch in file.iter_batches(batch_size=256):
