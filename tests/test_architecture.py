@@ -211,6 +211,7 @@ def foreign_imports(modules: dict[str, Module]) -> Iterator[str]:
 def declared_dependencies() -> set[str]:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["plot"]]
+    wanted += project["optional-dependencies"]["parquet"]
     return {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in wanted}
 
 

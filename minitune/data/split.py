@@ -1,8 +1,8 @@
 """Train and validation parts that share no instruction.
 
-Two rows are the same question where their instruction and input are equal after Unicode composition (NFC), case folding
-and folding of white space. Such rows form a group, and a group is never cut: a validation loss on a question that was
-trained on measures memory, not learning.
+Two rows are the same question where what they say before the first answer (Alpaca: instruction and input) is equal
+after Unicode composition (NFC), case folding and folding of white space. Such rows form a group, and a group is never
+cut: a validation loss on a question that was trained on measures memory, not learning.
 """
 
 import hashlib
@@ -68,10 +68,21 @@ def _wanted(total: int, val: float | int) -> int:
 
 
 def _question(row: Row) -> bytes:
-    """Return the SHA-256 of a row's instruction and input, folded as the module says."""
-    # Folding leaves no line end in either part, so the one between them is unmistakable.
-    text = f"{_folded(row.instruction)}\n{_folded(row.input)}"
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    """Return the SHA-256 of what a row says before its first answer, folded as the module says."""
+    return hashlib.sha256(question_text(row).encode("utf-8", "surrogatepass")).digest()
+
+
+def question_text(row: Row) -> str:
+    """Return what a row says before the assistant's first answer, folded; of plain text, all of it.
+
+    An answer that comes before any question, as some ShareGPT rows start, belongs to it.
+    """
+    asked = [place for place, turn in enumerate(row.messages) if turn.role in ("user", "tool")]
+    first = asked[0] if asked else len(row.messages)
+    answers = [place for place, turn in enumerate(row.messages) if turn.role == "assistant" and place > first]
+    before = row.messages[: answers[0]] if answers else row.messages
+    # Folding leaves no line end in any part, so those between them are unmistakable.
+    return "\n".join(f"{_folded(turn.content)}\n{_folded(turn.context)}" for turn in before)
 
 
 def _folded(text: str) -> str:

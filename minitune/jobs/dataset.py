@@ -49,9 +49,18 @@ class Dataset:
         }
 
 
-def messages_of(row: Row) -> list[Message]:
-    """An Alpaca row as a conversation of one turn."""
-    return [Message("user", row.instruction, row.input), Message("assistant", row.output)]
+def messages_of(row: Row) -> Sequence[Message]:
+    """The turns of a row; DataError for what this version does not train: a part of it would be lost."""
+    what = ""
+    if row.layout in ("completion", "text"):
+        what = f"is in the {row.layout!r} layout, which no template stands around"
+    elif row.weight != 1 or any(turn.train is not None or turn.weight != 1 for turn in row.messages):
+        what = "has a 'train' or 'weight' of its own"
+    elif [turn.role for turn in row.messages] != ["user", "assistant"]:
+        what = f"has the turns {', '.join(turn.role for turn in row.messages)}"
+    if what:
+        raise DataError(f"{row.where}: {what}; sft of this version trains one question and its answer")
+    return row.messages
 
 
 def prepare(config: SFTConfig, tokenizer: Tokenizer, stop_ids: Sequence[int], positions: int) -> Dataset:
@@ -91,7 +100,7 @@ def prepare(config: SFTConfig, tokenizer: Tokenizer, stop_ids: Sequence[int], po
     everything = [*train.rows, *held.rows]
     report = check_mask(
         [*train.encoded, *held.encoded],
-        [row.output for row in everything],
+        [row.answer for row in everything],
         [row.where for row in everything],
         tokenizer,
         set(stop_ids),

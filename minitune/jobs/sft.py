@@ -27,7 +27,7 @@ from minitune.data.formats import Row
 from minitune.device import peak_memory_bytes, pick_device, pick_dtype, pick_ops
 from minitune.errors import ConfigError, TrainingError
 from minitune.files import read_json, sha256, write_json, write_text
-from minitune.jobs.dataset import Dataset, messages_of, prepare, stop_of
+from minitune.jobs.dataset import Dataset, prepare, stop_of
 from minitune.jobs.load import Source, resolve, tokenizer_of
 from minitune.optim import AdamW, learning_rate, warmup_steps
 from minitune.plot import draw_loss
@@ -122,7 +122,7 @@ class Run:
                     f"(ln V = {math.log(self.model.config.vocab_size):.2f}); is this model trained at all?"
                 )
             samples = [
-                Sample(prompt=_prompt(row), expected=row.output, before=self._answer(row)) for row in self._shown()
+                Sample(prompt=_prompt(row), expected=row.answer, before=self._answer(row)) for row in self._shown()
             ]
             self._before = loss, samples
             first = {"step": 0} if validation is None else {"step": 0, **_validation_line(validation)}
@@ -210,7 +210,7 @@ class Run:
 
     def _answer(self, row: Row) -> str:
         template = TEMPLATES[self.config.template]
-        prompt = render(messages_of(row)[:1], template, self.tokenizer, self.stop_id).ids
+        prompt = render(row.prompt, template, self.tokenizer, self.stop_id).ids
         room = self.model.config.max_positions - len(prompt)
         if room < 1:
             return ""
@@ -304,7 +304,8 @@ def _manifest(out: Path) -> dict[str, Any] | None:
 
 
 def _prompt(row: Row) -> str:
-    return row.instruction + (f"\n{row.input}" if row.input.strip() else "")
+    question = row.prompt[-1]
+    return question.content + (f"\n{question.context}" if question.context.strip() else "")
 
 
 def _line(report: StepReport) -> dict[str, Any]:

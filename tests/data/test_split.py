@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minitune.chat import Message
 from minitune.data.formats import Row, read_rows
 from minitune.data.split import shared_rows, split_rows
 from minitune.errors import ConfigError, DataError, MinituneError
@@ -17,11 +18,14 @@ from minitune.errors import ConfigError, DataError, MinituneError
 
 def rows_of(*questions: str | tuple[str, str]) -> list[Row]:
     pairs = [question if isinstance(question, tuple) else (question, "") for question in questions]
-    return [Row(ask, more, f"answer {i}", "a.json", i + 1, i) for i, (ask, more) in enumerate(pairs)]
+    return [
+        Row((Message("user", ask, more), Message("assistant", f"answer {i}")), "alpaca", 1.0, "a.json", i + 1, i)
+        for i, (ask, more) in enumerate(pairs)
+    ]
 
 
 def questions(rows: list[Row]) -> set[tuple[str, str]]:
-    return {(row.instruction, row.input) for row in rows}
+    return {(row.messages[0].content, row.messages[0].context) for row in rows}
 
 
 # What the first version chose; a change here would put trained rows into the validation part of an old run.
@@ -79,8 +83,10 @@ def test_the_choice_is_fixed_for_all_times() -> None:
 
 def test_the_choice_is_the_same_in_another_process() -> None:
     script = (
-        "from minitune.data.formats import Row; from minitune.data.split import split_rows\n"
-        "rows = [Row(f'question {i}', '', 'a', 'a.json', i + 1, i) for i in range(20)]\n"
+        "from minitune.chat import Message; from minitune.data.formats import Row\n"
+        "from minitune.data.split import split_rows\n"
+        "turns = [(Message('user', f'question {i}'), Message('assistant', 'a')) for i in range(20)]\n"
+        "rows = [Row(two, 'alpaca', 1.0, 'a.json', i + 1, i) for i, two in enumerate(turns)]\n"
         "print([row.index for row in split_rows(rows, val=5, seed=0)[1]])"
     )
     checkout = Path(__file__).resolve().parents[2]
