@@ -7,6 +7,7 @@ different ages, and what one of them does not know it puts in another class.
 import json
 import random
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from tokenizer_cases import add_token, byte_spec, random_texts, slow_merge, writ
 from minitune.errors import TokenizerError
 from minitune.tokenizer import load_tokenizer
 from minitune.tokenizer.byte_level import ByteLevelBPE, list_engine, python_pattern
-from minitune.tokenizer.byte_level_spec import LLAMA3_PATTERN, read_byte_level
+from minitune.tokenizer.byte_level_spec import LLAMA3_PATTERN, read_byte_level, read_merges
 from minitune.tokenizer.json_spec import read_root
+from minitune.tokenizer.proved import ids_are_ranks
 from minitune.tokenizer.ranks import live_merges, proved_order
 
 REAL = {
@@ -92,12 +94,30 @@ def test_real_vocabularies_merge_by_ranks(material: Path, name: str) -> None:
 @pytest.mark.parametrize("name", REAL)
 def test_ranks_equal_the_list(material: Path, name: str) -> None:
     path = material / "tokenizers" / REAL[name]
-    ours, spec = loaded(path), read_byte_level(path, *read_root(path))
-    merges = live_merges(spec.merges, spec.token_bytes, ours.control_ids)
+    root, data = read_root(path)
+    ours, spec = loaded(path), read_byte_level(path, root, data)
+    merges = read_merges(path, root["model"]["merges"], spec.vocab)
+    merges = live_merges(merges, spec.token_bytes, ours.control_ids)
     whole = frozenset(spec.token_bytes) - ours.control_ids if spec.ignore_merges else frozenset[int]()
-    by_list = list_engine(spec, merges, whole)
+    by_list = list_engine(replace(spec, ranked=False), merges, whole)
     for text in texts_for(23, 300):
         assert ours._encode_plain(text) == by_list(text), repr(text)
+
+
+def test_a_remembered_proof_is_a_proof(material: Path) -> None:
+    path = material / "tokenizers" / "llama3" / "tokenizer.json"
+    root, data = read_root(path)
+    spec, model = read_byte_level(path, root, data), root["model"]
+    assert spec.ranked
+    merges = read_merges(path, model["merges"], spec.vocab)
+    order = proved_order(live_merges(merges, spec.token_bytes), spec.token_bytes, frozenset(), takes_whole=True)
+    assert order == sorted(id for id, spelled in spec.token_bytes.items() if len(spelled) > 1)
+    pairs = [merge.split(" ") for merge in model["merges"]]
+    assert ids_are_ranks(model["vocab"], pairs)
+    for changed in (pairs[1:], [*pairs[:5], pairs[6], pairs[5], *pairs[7:]], [*pairs, ["a", "b"]], [], None, [3]):
+        assert not ids_are_ranks(model["vocab"], changed)
+    assert not ids_are_ranks(dict(reversed(model["vocab"].items())), pairs)
+    assert not ids_are_ranks(model["vocab"] | {"more": len(model["vocab"])}, pairs)
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -292,7 +312,7 @@ def test_a_proof_is_right(data: st.DataObject) -> None:
     merges = list(
         {(left, right): (left, right, made) for left, right, made in data.draw(st.permutations(merges))}.values()
     )
-    order = proved_order(merges, dict(enumerate(tokens)), frozenset())
+    order = proved_order(merges, dict(enumerate(tokens)), frozenset(), takes_whole=False)
     if order is None:
         return
     rank = {tokens[id]: (i, id) for i, id in enumerate(order)}
@@ -303,8 +323,23 @@ def test_a_proof_is_right(data: st.DataObject) -> None:
         if tokens[x] + tokens[y] in rank
     }
     listed = {(left, right): (i, made) for i, (left, right, made) in enumerate(merges)}
+    for id in order:  # a whole piece that is a token is one, by rank, so the list must come to it as well
+        assert slow_merge([b"abc".index(b) for b in tokens[id]], listed) == [id]
     for symbols in data.draw(st.lists(st.lists(st.integers(0, 2), max_size=14), min_size=8, max_size=8)):
         assert slow_merge(symbols, listed) == slow_merge(symbols, pairs)
+
+
+def test_a_token_that_merges_do_not_reach_is_taken_whole_only_where_the_file_says_so(tmp_path: Path) -> None:
+    """Every cut of ``abcd`` is listed, but ``bc`` comes first, so merges alone stop at three pieces."""
+    merges = ["b c", "a b", "c d", "ab cd", "\u0120 a", "\u0120a b", "\u0120 ab"]
+    for takes_whole, count in ((False, 3), (True, 1)):
+        spec = byte_spec(merges=merges, ignore_merges=takes_whole)
+        for token in ("cd", "abcd"):
+            spec["model"]["vocab"][token] = len(spec["model"]["vocab"])
+        path = write_json(tmp_path / "tokenizer.json", spec)
+        ids = loaded(path).encode("abcd")
+        assert len(ids) == count
+        assert ids == reference(path).encode("abcd").ids
 
 
 def test_a_very_long_run_of_spaces(tmp_path: Path) -> None:
