@@ -12,10 +12,14 @@ import argparse
 import hashlib
 import importlib
 import json
+import multiprocessing
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,9 +99,9 @@ def examine(operation: str, case: str, item: Any, arch: int) -> Report:
 
 def assemble(ptx: str, arch: int) -> str:
     """What ``ptxas -v`` prints for this PTX, with the assembler that Triton itself uses for the architecture."""
-    from triton import knobs
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    ptxas = knobs.nvidia.ptxas if arch < 100 else knobs.nvidia.ptxas_blackwell
+    ptxas = get_ptxas(arch)
     suffix = "a" if arch >= 90 else ""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
@@ -113,15 +117,15 @@ def assemble(ptx: str, arch: int) -> str:
     return run.stdout + run.stderr
 
 
-def launches(shipped: dict[str, Callable[[], object]], only: str = "") -> Iterable[tuple[str, Any]]:
-    """Every launch of the calls, each kernel with the same constants once."""
+def launches(shipped: dict[str, Callable[[], object]], arch: int, only: str = "") -> Iterable[tuple[str, Any]]:
+    """Every launch of the calls on ``sm_<arch>``, each kernel with the same constants once."""
     from minitune_kernels.launch import recording
 
     seen: set[str] = set()
     for name, call in shipped.items():
         if only not in name:
             continue
-        with recording() as items:
+        with recording((arch // 10, arch % 10)) as items:
             call()
         for item in items:
             key = repr((item.kernel.__name__, [_kind(a) for a in item.args], sorted(item.meta.items(), key=str)))
@@ -134,6 +138,8 @@ def _kind(value: Any) -> Any:
     """What of an argument decides about the code."""
     if hasattr(value, "dtype"):
         return str(value.dtype)
+    if hasattr(value, "block_shape"):
+        return f"descriptor {value.base.dtype} {value.block_shape}"
     if isinstance(value, int) and not isinstance(value, bool):
         return "1" if value == 1 else "16" if value % 16 == 0 else "int"
     return type(value).__name__
@@ -159,24 +165,34 @@ def table(reports: Sequence[Report]) -> str:
     return "\n".join([head, *lines])
 
 
+def examine_all(operation: str, arch: int, only: str) -> list[Report]:
+    """Every launch of one operation on one architecture; what cannot be compiled is said and left out."""
+    module = importlib.import_module(f"bench.ops.{operation}")
+    reports: list[Report] = []
+    for name, item in launches(module.shipped(), arch, only):
+        try:
+            reports.append(examine(operation, name, item, arch))
+        except Exception as error:
+            print(f"{operation} {name} {item.kernel.__name__} sm_{arch}: {error}", file=sys.stderr)
+            continue
+        print(table(reports[-1:]).splitlines()[1], flush=True)
+    return reports
+
+
 def main() -> None:
     """Compile, print and write the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.compiled", description=__doc__)
     parser.add_argument("operations", nargs="*", default=[])
     parser.add_argument("--arch", type=int, action="append", help="80, 90; both by default")
     parser.add_argument("--only", default="", help="only cases whose name holds this word; nothing is written then")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
-    reports: list[Report] = []
-    for operation in args.operations or OPERATIONS:
-        module = importlib.import_module(f"bench.ops.{operation}")
-        for name, item in launches(module.shipped(), args.only):
-            for arch in args.arch or (80, 90):
-                reports.append(examine(operation, name, item, arch))
-                print(table(reports[-1:]).splitlines()[1], flush=True)
+    work = [(operation, arch) for operation in args.operations or OPERATIONS for arch in args.arch or (80, 90)]
+    with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        parts = list(pool.map(examine_all, *zip(*work, strict=True), [args.only] * len(work)))
     if not args.operations and not args.only and not args.arch:
-        path = RESULTS / "compiled.jsonl"
-        rows = [json.dumps({"source": source_hash(), **asdict(report)}) for report in reports]
-        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        rows = [json.dumps({"source": source_hash(), **asdict(report)}) for reports in parts for report in reports]
+        (RESULTS / "compiled.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

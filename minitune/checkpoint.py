@@ -228,9 +228,7 @@ class _Filling:
         return shared
 
 
-def place(
-    name: str, wanted: Mapping[str, Stored], aliases: Mapping[str, str], config: ModelConfig
-) -> Stored | None:
+def place(name: str, wanted: Mapping[str, Stored], aliases: Mapping[str, str], config: ModelConfig) -> Stored | None:
     """The published tensor that a stored ``name`` stands for, or None.
 
     A file of the body alone leaves out the body's prefix; a tied head's tensor is the embedding.
@@ -244,9 +242,7 @@ def place(
     return None
 
 
-def _published(
-    stored: Stored, ours: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype | None
-) -> Tensor:
+def _published(stored: Stored, ours: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype | None) -> Tensor:
     parts = [ours[name].detach().to("cpu", dtype or ours[name].dtype) for name in stored.parts]
     joined = parts[0] if len(parts) == 1 else torch.cat(parts)
     return to_layout(joined, stored.layout, config).contiguous()

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("operations", nargs="+", choices=OPERATIONS)
     parser.add_argument("--quick", action="store_true", help="few and small cases, to see that it works")
     parser.add_argument("--only", default="", help="only cases whose name holds this word")
+    parser.add_argument("--skip", default="", help="leave out contestants whose name holds this word")
     parser.add_argument("--budget-ms", type=float, default=300.0, help="time for each contestant and direction")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=None, help="JSON lines (default: bench/results/<operation>.jsonl)")
@@ -38,6 +40,9 @@ def main() -> None:
     for operation in args.operations:
         module = importlib.import_module(f"bench.ops.{operation}")
         for case in module.cases(device, args.quick):
+            if args.skip:
+                able = {name: f for name, f in case.contestants.items() if args.skip not in name}
+                case = replace(case, contestants=able)
             if args.only in case.name:
                 rows = run(case, operation, device, top, args.budget_ms)
                 append(args.out or RESULTS / f"{operation}.jsonl", rows)

@@ -9,6 +9,8 @@ Memory is O(T): the backward holds q, k, v, y, one float a query and head, and t
 """
 
 import math
+from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -109,6 +111,11 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """``y`` like ``q``, contiguous, and ``lse (B, H, T)`` in base 2, +inf for a query that sees nothing."""
     y, lse = _forward_fake(q, k, v, first, end, scale, softcap)
+    hopper = _hopper(q.device)
+    if hopper is not None and hopper.serves(q, k, v, softcap):
+        chose("attention", "hopper")
+        hopper.attention_forward_hopper(q, k, v, y, lse, first, end, scale * LOG2_E, _section(q, k))
+        return y, lse
     chose("attention", "plain")
     B, T, H, D = q.shape
     S, K = k.shape[1], k.shape[2]
@@ -148,15 +155,22 @@ def attention_backward(
     B, T, H, D = q.shape
     S, K = k.shape[1], k.shape[2]
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    fused = not deterministic and fuses(q)
-    chose("attention_backward", "fused" if fused else "split")
+    hopper = _hopper_backward(q.device)
+    if hopper is not None and not hopper.serves_backward(dy, q, k, v, softcap):
+        hopper = None
+    fused = hopper is None and not deterministic and fuses(q)
+    chose("attention_backward", "hopper split" if hopper is not None else "fused" if fused else "split")
     half = power_of_two(D, 16)
     delta = q.new_empty((B, H, T), dtype=torch.float32)
     block = 128 if half <= 128 else 64
     block = 32 if interpreted() else block
     launch(delta_kernel, (cdiv(T, block), B * H), dy, y, delta, *_strides(dy), *_strides(y), T, H,
            D=D, BLOCK_D=half, BLOCK_T=block, num_warps=4)  # fmt: skip
-    slope = scale if not softcap else scale  # of a score in natural units
+    if hopper is not None:
+        spans = (first, end, seen_first, seen_end)
+        sections = (_section(k, q), _section(q, k))
+        hopper.attention_backward_hopper(dy, q, k, v, lse, delta, spans, dq, dk, dv, scale, sections)
+        return dq, dk, dv
     scale2, cap = _in_base_two(scale, softcap)
     total = q.new_zeros((B, T, H, D), dtype=torch.float32) if fused else dq
     tiles = key_tiles(D, q.dtype, capability(q.device), fused)
@@ -167,18 +181,18 @@ def attention_backward(
         q, k, v, dy, lse, delta, total, dk, dv, first, end, seen_first, seen_end,
         *_strides(q), *_strides(k), *_strides(v), *_strides(dy), *_strides(dk),
         _row_stride(first), _row_stride(seen_first),
-        T, S, H, K, H // K, B * K, _section(k, q), scale2, slope, cap,
+        T, S, H, K, H // K, B * K, _section(k, q), scale2, scale, cap,
         D=D, BLOCK_D=half, BLOCK_T=tiles.t, BLOCK_S=tiles.s, SOFTCAP=softcap > 0, FUSED=fused,
         PRECISION=precision(q.dtype), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if fused:
-        return torch.mul(total, slope, out=dq), dk, dv
+        return torch.mul(total, scale, out=dq), dk, dv
     tiles = query_tiles(D, q.dtype, capability(q.device))
     launch(
         attention_backward_queries_kernel, (cdiv(T, tiles.t) * B * H,),
         q, k, v, dy, lse, delta, dq, first, end,
         *_strides(q), *_strides(k), *_strides(v), *_strides(dy), *_strides(dq), _row_stride(first),
-        T, S, H, H // K, B * H, _section(q, k), scale2, slope, cap,
+        T, S, H, H // K, B * H, _section(q, k), scale2, scale, cap,
         D=D, BLOCK_D=half, BLOCK_T=tiles.t, BLOCK_S=tiles.s, SOFTCAP=softcap > 0,
         PRECISION=precision(q.dtype), num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
@@ -189,29 +203,27 @@ def attention_backward(
 
 
 def forward_tiles(D: int, dtype: torch.dtype, sm: tuple[int, int]) -> Tiles:
-    """Tiles of the forward kernel."""
+    """Tiles of the forward kernel: on Hopper those that were fastest, else the largest that spill no register."""
     if sm == (0, 0):
         return Tiles(32, 16, 4, 1)
     if dtype == torch.float32:
         return Tiles(64, 32, 4, 2) if D <= 128 else Tiles(32, 32, 4, 1)
-    if D <= 64:
-        return Tiles(128, 64, 4, 3)
-    if D <= 128:
-        return Tiles(128, 64, 8, 3) if sm >= (9, 0) else Tiles(128, 32, 4, 3)
-    return Tiles(128, 64, 8, 2) if sm >= (9, 0) else Tiles(64, 32, 4, 2)
+    if sm < (9, 0):
+        return Tiles(64, 64, 4, 3) if D <= 64 else Tiles(64, 32, 4, 3) if D <= 128 else Tiles(64, 32, 8, 2)
+    return Tiles(64, 64, 4, 3) if D <= 64 else Tiles(128, 128, 8, 2) if D <= 128 else Tiles(128, 64, 8, 2)
 
 
 def key_tiles(D: int, dtype: torch.dtype, sm: tuple[int, int], fused: bool) -> Tiles:
-    """Tiles of the backward kernel that owns keys."""
+    """Tiles of the backward kernel that owns keys; ``Tiles(64, 128, 8, 2)`` spills registers and is the fastest yet."""
     if sm == (0, 0):
         return Tiles(16, 32, 4, 1)
     if dtype == torch.float32:
         return Tiles(32, 32, 4, 1) if D <= 128 else Tiles(16, 32, 8, 1)
+    if sm < (9, 0):
+        return Tiles(32, 64, 4, 1) if D <= 64 else Tiles(32, 64, 8, 1) if D <= 128 else Tiles(32, 32, 8, 1)
     if D <= 64:
-        return Tiles(64, 128, 8, 2) if sm >= (9, 0) else Tiles(64, 64, 4, 2)
-    if D <= 128:
-        return Tiles(64, 128, 8, 2) if sm >= (9, 0) else Tiles(32, 128, 8, 2)
-    return Tiles(32, 64, 8, 1)
+        return Tiles(64, 128, 8, 1)
+    return Tiles(64, 128, 8, 2) if D <= 128 else Tiles(32, 32, 8, 1)
 
 
 def query_tiles(D: int, dtype: torch.dtype, sm: tuple[int, int]) -> Tiles:
@@ -220,11 +232,9 @@ def query_tiles(D: int, dtype: torch.dtype, sm: tuple[int, int]) -> Tiles:
         return Tiles(32, 16, 4, 1)
     if dtype == torch.float32:
         return Tiles(32, 32, 4, 1) if D <= 128 else Tiles(32, 16, 8, 1)
-    if D <= 64:
-        return Tiles(128, 64, 8, 2) if sm >= (9, 0) else Tiles(64, 64, 4, 2)
-    if D <= 128:
-        return Tiles(128, 64, 8, 2) if sm >= (9, 0) else Tiles(64, 32, 4, 2)
-    return Tiles(64, 32, 8, 1)
+    if sm < (9, 0):
+        return Tiles(64, 32, 4, 2) if D <= 128 else Tiles(64, 32, 8, 1)
+    return Tiles(64, 64, 4, 2) if D <= 128 else Tiles(64, 32, 8, 1)
 
 
 def fuses(q: Tensor) -> bool:
@@ -237,6 +247,23 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 else "ieee"
 
 
+def _hopper(device: torch.device) -> Any:
+    """The kernels for compute capability 9.0; None on another device, or where this Triton has no Gluon."""
+    return _gluon_kernels("attention_hopper") if capability(device) == (9, 0) else None
+
+
+def _hopper_backward(device: torch.device) -> Any:
+    return _gluon_kernels("attention_hopper_backward") if capability(device) == (9, 0) else None
+
+
+@cache
+def _gluon_kernels(name: str) -> Any:
+    try:
+        return import_module(f"minitune_kernels.{name}")
+    except ImportError:
+        return None
+
+
 def _in_base_two(scale: float, softcap: float) -> tuple[float, float]:
     """What a raw score is multiplied by, and the cap: ``s log2(e)``, or ``cap tanh(s scale)`` with a softcap."""
     return (scale / softcap, softcap * LOG2_E) if softcap else (scale * LOG2_E, 0.0)
@@ -244,7 +271,7 @@ def _in_base_two(scale: float, softcap: float) -> tuple[float, float]:
 
 def _section(own: Tensor, walked: Tensor) -> int:
     """How many heads are worked on side by side, so that what they walk over fits the second-level cache."""
-    B, S, heads, D = walked.shape
+    _, S, heads, D = walked.shape
     shared = max(1, own.shape[2] // heads)  # query heads that read the same keys
     fit = max(1, CACHE_BYTES // max(1, 2 * S * D * walked.element_size()))
     return max(1, min(own.shape[0] * own.shape[2], fit * shared))
@@ -268,14 +295,23 @@ def _descriptor_scratch(device: torch.device) -> None:
     if not _scratch_set and device.type == "cuda":
         import triton
 
-        triton.set_allocator(lambda size, align, stream: torch.empty(size, device="cuda", dtype=torch.int8))
+        def allocate(size: int, alignment: int, stream: int | None) -> Tensor:
+            return torch.empty(size, device="cuda", dtype=torch.int8)
+
+        triton.set_allocator(allocate)
         _scratch_set = True
 
 
 def _check(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, softcap: float | None, bias: Tensor | None
 ) -> None:
-    if q.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
+    if (
+        q.ndim != 4
+        or k.shape != v.shape
+        or q.shape[0] != k.shape[0]
+        or q.shape[3] != k.shape[3]
+        or q.shape[2] % k.shape[2]
+    ):
         raise ValueError(
             f"attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit; "
             "expected (B, T, H, D) and twice (B, S, K, D) with H a multiple of K"

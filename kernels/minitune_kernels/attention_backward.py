@@ -1,3 +1,6 @@
+# A kernel is Triton's dialect of Python, of which a type checker knows too little.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 """The backward of attention with the probabilities computed again from ``lse`` (FlashAttention-2, arXiv 2307.08691).
 
     delta = sum over channels of dy * y                  what the softmax takes off: sum over keys of dp * p
@@ -13,7 +16,8 @@ float32, by the copy engine's reduce-add; five products, but the order of those 
 import triton
 import triton.language as tl
 
-from minitune_kernels.attention_forward import load_tile, place, tanh
+from minitune_kernels.attention_forward import load_tile, place
+from minitune_kernels.special import tanh
 
 
 @triton.jit
@@ -48,23 +52,28 @@ def over_queries(
     at_d = tl.arange(0, BLOCK_D)
     at_s = n + tl.arange(0, BLOCK_S)
     for t in tl.range(begin, stop, BLOCK_T):
+        q = load_tile(q_ptr, t, T, stride_q_t, at_t, at_d, D, BLOCK_D, MASKED)
         inside = (t + at_t) < T
-        q = load_tile(q_ptr, t, T, stride_q_t, at_t, at_d, D, BLOCK_D, True)
-        lse = tl.load(lse_ptr + t + at_t, mask=inside, other=float("inf"))
+        if MASKED:
+            lse = tl.load(lse_ptr + t + at_t, mask=inside, other=float("inf"))
+            delta = tl.load(delta_ptr + t + at_t, mask=inside, other=0.0)
+        else:
+            lse = tl.load(lse_ptr + t + at_t)
+            delta = tl.load(delta_ptr + t + at_t)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_S, BLOCK_T)
         if SOFTCAP:
             bent = tanh(s * scale)
-            p = tl.exp2(cap * bent - lse[None, :])
+            s = cap * bent - lse[None, :]
         else:
-            p = tl.exp2(s * scale - lse[None, :])
+            s = s * scale - lse[None, :]
         if MASKED:
             row = tl.minimum(t + at_t, T - 1)
             first, end = tl.load(first_ptr + row), tl.load(end_ptr + row)
-            p = tl.where((at_s[:, None] >= first[None, :]) & (at_s[:, None] < end[None, :]), p, 0.0)
-        dy = load_tile(dy_ptr, t, T, stride_dy_t, at_t, at_d, D, BLOCK_D, True)
+            s = tl.where((at_s[:, None] >= first[None, :]) & (at_s[:, None] < end[None, :]), s, float("-inf"))
+        p = tl.exp2(s)
+        dy = load_tile(dy_ptr, t, T, stride_dy_t, at_t, at_d, D, BLOCK_D, MASKED)
         dv = tl.dot(p.to(dy.dtype), dy, dv, input_precision=PRECISION)
         dp = tl.dot(v, tl.trans(dy), input_precision=PRECISION)  # (BLOCK_S, BLOCK_T)
-        delta = tl.load(delta_ptr + t + at_t, mask=inside, other=0.0)
         ds = p * (dp - delta[None, :])
         if SOFTCAP:
             ds = ds * (1.0 - bent * bent)
@@ -104,7 +113,9 @@ def attention_backward_keys_kernel(
     last = tl.minimum(n + BLOCK_S, S) - 1
     begin = tl.load(seen_first_ptr + n) // BLOCK_T * BLOCK_T
     stop = tl.load(seen_end_ptr + last)
-    whole_begin = tl.minimum(tl.cdiv(tl.load(seen_first_ptr + last), BLOCK_T) * BLOCK_T, tl.cdiv(stop, BLOCK_T) * BLOCK_T)
+    whole_begin = tl.minimum(
+        tl.cdiv(tl.load(seen_first_ptr + last), BLOCK_T) * BLOCK_T, tl.cdiv(stop, BLOCK_T) * BLOCK_T
+    )
     whole_begin = tl.maximum(whole_begin, begin)
     whole_stop = tl.maximum(tl.load(seen_end_ptr + n) // BLOCK_T * BLOCK_T, whole_begin)
 
@@ -153,12 +164,13 @@ def over_keys(
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_T, BLOCK_S)
         if SOFTCAP:
             bent = tanh(s * scale)
-            p = tl.exp2(cap * bent - lse[:, None])
+            s = cap * bent - lse[:, None]
         else:
-            p = tl.exp2(s * scale - lse[:, None])
+            s = s * scale - lse[:, None]
         if MASKED:
             at = n + at_s[None, :]
-            p = tl.where((at >= first[:, None]) & (at < end[:, None]), p, 0.0)
+            s = tl.where((at >= first[:, None]) & (at < end[:, None]), s, float("-inf"))
+        p = tl.exp2(s)
         dp = tl.dot(dy, tl.trans(v), input_precision=PRECISION)
         ds = p * (dp - delta[:, None])
         if SOFTCAP:

@@ -1,3 +1,6 @@
+# A kernel is Triton's dialect of Python, of which a type checker knows too little.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 """The forward of attention, tile by tile, without the (T, S) scores ever being held (FlashAttention, arXiv 2205.14135;
 the online softmax of arXiv 1805.02867).
 
@@ -18,15 +21,7 @@ not visited.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def tanh(x):
-    """By its series near 0, where 1 - 2 / (1 + e^2x) would cancel the digits; within 2 units in the last place."""
-    square = x * x
-    series = 62.0 / 2835.0 - square * (1382.0 / 155925.0)
-    series = x * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0 - square * series))))
-    far = 1.0 - 2.0 / (1.0 + tl.exp2(2.8853900817779268 * tl.minimum(tl.abs(x), 20.0)))
-    return tl.where(tl.abs(x) < 0.25, series, tl.where(x < 0, -far, far))
+from minitune_kernels.special import tanh
 
 
 @triton.jit
@@ -140,8 +135,9 @@ def attention_forward_kernel(
                      scale, cap, D, BLOCK_D, BLOCK_S, True, SOFTCAP, PRECISION)  # fmt: skip
 
     # A query that sees nothing gives 0; its lse of +inf makes every probability 0 in the backward.
-    y = acc / tl.where(l == 0.0, 1.0, l)[:, None]
-    lse = tl.where(l == 0.0, float("inf"), m + tl.log2(l))
+    total = tl.where(l == 0.0, 1.0, l)
+    y = acc / total[:, None]
+    lse = tl.where(l == 0.0, float("inf"), m + tl.log2(total))
     inside = (t + at_t) < T
     y_tile = y_ptr + b * stride_y_b + h * stride_y_h + t.to(tl.int64) * stride_y_t
     y_tile += at_t[:, None] * stride_y_t + at_d[None, :]

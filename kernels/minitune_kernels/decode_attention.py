@@ -1,3 +1,6 @@
+# A kernel is Triton's dialect of Python, of which a type checker knows too little.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 """Attention of a few queries over a long cache: the keys are split among programs (Flash-Decoding).
 
 One query a row leaves a GPU idle where a program owns a (row, head): so the keys of a row are cut into ``splits``
@@ -145,5 +148,3 @@ def pieces(heads: int, S: int, block: int, processors: int) -> int:
     """How many pieces the keys are cut into: two waves of programs, at least two blocks each, at most 128."""
     wanted = cdiv(2 * processors, max(heads, 1))
     return max(1, min(wanted, S // (2 * block), 128))
-
-

@@ -15,7 +15,9 @@ from functools import cache
 from typing import Any
 
 import torch
+import triton
 
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 LIBRARY = torch.library.Library("minitune", "DEF")
 HOPPER_PROCESSORS = 132
 """Streaming multiprocessors of an H100 or H200 SXM: what is assumed where there is no GPU to ask."""
@@ -32,6 +34,7 @@ class Launch:
 
 
 _recorded: list[Launch] | None = None
+_assumed: tuple[int, int] = (9, 0)
 _last: dict[str, str] = {}
 
 
@@ -39,6 +42,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
     """Start ``kernel`` on ``grid``; an empty grid starts nothing. ``meta`` holds constants, num_warps, num_stages."""
     if 0 in grid:
         return
+    meta = {"enable_fp_fusion": True, **meta}  # a multiply and an add as one; not left to the compiler's default
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, args, meta))
     else:
@@ -46,14 +50,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
 
 
 @contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Keep the launches made inside, in order, instead of running them. Not for several threads at once."""
-    global _recorded
-    before, _recorded = _recorded, []
+def recording(capability: tuple[int, int] = (9, 0)) -> Iterator[list[Launch]]:
+    """Keep the launches made inside, in order, instead of running them. Not for several threads at once.
+
+    ``capability`` is that of the GPU which tensors on the ``meta`` device are taken to be on.
+    """
+    global _recorded, _assumed
+    before = _recorded, _assumed
+    _recorded, _assumed = [], capability
     try:
         yield _recorded
     finally:
-        _recorded = before
+        _recorded, _assumed = before
 
 
 def chose(operation: str, variant: str) -> None:
@@ -75,7 +83,7 @@ def processors(device: torch.device) -> int:
     """Streaming multiprocessors of a GPU: how many programs a persistent grid holds."""
     if device.type == "cuda":
         return _processors(device.index if device.index is not None else torch.cuda.current_device())
-    return 4 if interpreted() else HOPPER_PROCESSORS
+    return HOPPER_PROCESSORS if device.type == "meta" else 4
 
 
 @cache
@@ -84,10 +92,10 @@ def _processors(index: int) -> int:
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability, such as (9, 0) for Hopper; (0, 0) in the interpreter."""
+    """Compute capability, such as (9, 0) for Hopper; (0, 0) on a CPU, in the interpreter."""
     if device.type == "cuda":
         return _capability(device.index if device.index is not None else torch.cuda.current_device())
-    return (0, 0) if interpreted() else (9, 0)
+    return _assumed if device.type == "meta" else (0, 0)
 
 
 @cache
@@ -100,13 +108,18 @@ def operator(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
 
     ``fake`` has the same arguments and returns empty tensors of the right shape and type; ``torch.compile`` traces
     with it. The operator has no gradient of its own: a ``torch.autograd.Function`` composes forward and backward.
+    Tensors on the ``meta`` device meet ``fake``, except inside ``recording()``, where ``f`` itself is called.
     """
 
     def register(f: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.split("(")[0]
         LIBRARY.define(schema)
         LIBRARY.impl(name, f, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"minitune::{name}", fake, lib=LIBRARY)
+
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            return fake(*args, **kwargs) if _recorded is None else f(*args, **kwargs)
+
+        torch.library.register_fake(f"minitune::{name}", traced, lib=LIBRARY)
         return getattr(torch.ops.minitune, name).default
 
     return register

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minitune.adapters.lora_linear import lora_linear
 from minitune.errors import ConfigError, nearest
 from minitune.models import LanguageModel
 from minitune.models.linear import Linear
@@ -57,7 +58,9 @@ class LoRALinear(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        z = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        if not (self.dropout and self.training):
+            return lora_linear(x, self.base.dequantize(), self.base.bias, self.lora_A, self.lora_B, self.scale)
+        z = F.dropout(x, self.dropout)
         z = F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))  # (..., R) -> (..., out)
         return self.base(x) + self.scale * z
 

@@ -86,9 +86,7 @@ class Run:
         self.choices["ops"] = (ops.name, why_ops)
         # Trainable weights are kept in float32 whatever the products are computed in; a frozen base need not be.
         kept = torch.float32 if config.method == "full" else compute
-        self.checkpoint = load_checkpoint(
-            source.base, device=self.device, dtype=kept, compute_dtype=compute, ops=ops
-        )
+        self.checkpoint = load_checkpoint(source.base, device=self.device, dtype=kept, compute_dtype=compute, ops=ops)
         self.model = self.checkpoint.model
         self.tokenizer = tokenizer_of(self.checkpoint)
         self.stop_id = stop_of(self.tokenizer, self.model.stop_ids)

@@ -1,48 +1,100 @@
-"""Makes what lies beside it: a tokenizer trained on the rows of the tiny world, the rows, and untrained weights.
+"""Makes what lies beside it: the tiny base model, its tokenizer and its rows, from the text of the small world.
 
-    python minitune/assets/tiny/make.py
+    python -m minitune.assets.tiny.make tokenizer                  the sentencepiece model
+    python -m minitune.assets.tiny.make rows                       rows.jsonl, instructions to tune the model with
+    python -m minitune.assets.tiny.make pretrain [--tokens 40e6]   the weights; the loss curve goes to curve.jsonl
+
+Everything is seeded. ``README.md`` says with which command, on which machine and in what time the model that ships was
+trained, and how far its loss came on text that it had not seen.
 """
 
+import argparse
+import itertools
+import json
+import math
+import multiprocessing
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
+import torch
 
-from minitune.chat import TEMPLATES, Field, Text
+from minitune.chat import TEMPLATES, Text
 from minitune.checkpoint import save_checkpoint
 from minitune.config import ModelConfig
-from minitune.data.world import instructions, write_instructions
-from minitune.files import write_json
+from minitune.data.batch import Batch
+from minitune.data.world import documents, vocabulary, write_instructions
+from minitune.data.world.words import CHINESE
+from minitune.files import write_json, write_text
 from minitune.models import LanguageModel, build
+from minitune.ops import IGNORE, rows_plan
+from minitune.optim import AdamW, learning_rate
+from minitune.tokenizer import load_tokenizer
+from minitune.train import Validation, evaluate, train
 
 HERE = Path(__file__).parent
 SHAPE = ModelConfig(
-    vocab_size=448,
-    hidden_size=64,
-    intermediate_size=176,
-    num_layers=4,
+    vocab_size=1280,
+    hidden_size=128,
+    intermediate_size=352,
+    num_layers=6,
     num_heads=4,
     num_kv_heads=2,
-    head_dim=16,
+    head_dim=32,
     max_positions=512,
     tie_embeddings=True,
 )
+ROWS = 2400
+CHUNK = 20_000
+"""Documents that one process makes at a time; a chunk's seed is its number, and chunk 0 is held out."""
+COMMON = (
+    "什么", "颜色", "现在", "哪里", "地方", "列表", "第一", "第二", "最后", "英语", "反义词", "然后", "之后", "后来",
+    "一样", "东西", "后面", "前面", "动物", "数字", "知道", "高兴",
+)  # fmt: skip
+"""Chinese words of the phrases that may be one piece, beside the words of the world."""
 
 
-def text_of(row: dict[str, str]) -> str:
-    """A row as the Alpaca template writes it, for the tokenizer to be trained on."""
-    template = TEMPLATES["alpaca"]
-    values = {"content": row["instruction"], "context": row["input"]}
-    segments = template.user_with_context if row["input"] else template.user
-    prompt = "".join(s.text if isinstance(s, Text) else values[s.name] for s in segments if isinstance(s, Text | Field))
-    return prompt + row["output"]
+# ---- the tokenizer
+
+CHINESE_WORDS = {*COMMON, *CHINESE.lexicon()}
 
 
-def main() -> None:
-    """Write the tokenizer, the rows and the weights."""
-    write_instructions(HERE / "rows.jsonl", 1200)
-    corpus = [line for row in instructions(4000, seed=1) for line in text_of(row).split("\n") if line]
+def split_chinese(text: str) -> Iterator[str]:
+    """Pieces of a text for the tokenizer to learn from, between which nothing can merge.
+
+    Runs of Chinese are cut into the words of the world, the longest first, so that no piece joins two words.
+    """
+    run, i = "", 0
+    while i < len(text):
+        if ord(text[i]) < 0x2E80:
+            run += text[i]
+            i += 1
+            continue
+        if run.strip():
+            yield run
+        run = ""
+        length = next((n for n in (3, 2) if text[i : i + n] in CHINESE_WORDS), 1)
+        yield text[i : i + length]
+        i += length
+    if run.strip():
+        yield run
+
+
+def make_tokenizer() -> None:
+    """Train a BPE of ``SHAPE.vocab_size`` pieces on text of the world, every word of it, and the words of the template.
+
+    No space is put before a text, so that a Chinese word is the same piece at its start and inside it.
+    """
+    template = [s.text for key in ("user", "user_with_context") for s in getattr(TEMPLATES["alpaca"], key)
+                if isinstance(s, Text)]  # fmt: skip
+    corpus = [*vocabulary(), *documents(CHUNK, seed=1), *(template * 300)]
+    pieces = [piece for text in corpus for line in text.split("\n") for piece in split_chinese(line)]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus),
+        sentence_iterator=iter(pieces),
         model_prefix=str(HERE / "tokenizer"),
         model_type="bpe",
         vocab_size=SHAPE.vocab_size,
@@ -50,25 +102,133 @@ def main() -> None:
         character_coverage=1.0,
         split_digits=True,
         normalization_rule_name="identity",
+        add_dummy_prefix=False,
         remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True,
         hard_vocab_limit=False,
         minloglevel=2,
     )
     (HERE / "tokenizer.vocab").unlink()
-    model = build(SHAPE)
-    model.initialize(seed=0, std=0.08)
-    write_folder(model)
 
 
-def write_folder(model: LanguageModel) -> None:
-    """Put the weights and both configurations beside the tokenizer."""
-    built = HERE / "built"
+# ---- batches
+
+
+def chunk_of_ids(number: int) -> list[np.ndarray]:
+    """The documents of one chunk, each as ``bos ids eos``; runs in a process of its own."""
+    tokenizer = load_tokenizer(HERE)
+    assert tokenizer.bos_id is not None
+    assert tokenizer.eos_id is not None
+    ends = tokenizer.bos_id, tokenizer.eos_id
+    return [np.array([ends[0], *tokenizer.encode(d), ends[1]], np.int16) for d in documents(CHUNK, seed=number)]
+
+
+def padded(rows: list[np.ndarray], device: torch.device) -> Batch:
+    """Rows under each other, each token the target of the one before it."""
+    longest = max(map(len, rows))
+    ids = np.zeros((len(rows), longest), np.int64)
+    targets = np.full((len(rows), longest), IGNORE, np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = targets[i, : len(row)] = row
+    return Batch(
+        ids=torch.from_numpy(ids[:, :-1].copy()).to(device),
+        targets=torch.from_numpy(targets[:, 1:].copy()).to(device),
+        plan=rows_plan(len(rows), longest - 1, device),
+        tokens=sum(len(row) - 1 for row in rows),
+    )
+
+
+def batches(rows: list[np.ndarray], tokens: int, rng: random.Random) -> list[list[np.ndarray]]:
+    """Rows of about the same length together, ``tokens`` of them and their padding, in any order."""
+    rng.shuffle(rows)
+    rows.sort(key=len)
+    out: list[list[np.ndarray]] = [[]]
+    for row in rows:
+        if len(out[-1]) * len(row) > tokens:
+            out.append([])
+        out[-1].append(row)
+    rng.shuffle(out)
+    return out
+
+
+def stream(tokens: int, processes: int, device: torch.device) -> Iterator[list[Batch]]:
+    """Endless batches: chunk after chunk, made ahead by other processes."""
+    rng = random.Random("minitune tiny")
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        ahead = [pool.submit(chunk_of_ids, number) for number in range(1, 2 * processes + 1)]
+        for number in itertools.count(2 * processes + 1):
+            rows = ahead.pop(0).result()
+            ahead.append(pool.submit(chunk_of_ids, number))
+            for batch in batches(rows, tokens, rng):
+                yield [padded(batch, device)]
+
+
+# ---- the weights
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Train the base model and put it beside the tokenizer; the loss curve goes to ``curve.jsonl``."""
+    device = torch.device(args.device)
+    out: Path = args.out
+    held_out = [padded(b, device) for b in batches(chunk_of_ids(0)[:2000], 16_384, random.Random(0))]
+    model = build(SHAPE).to(device)
+    model.initialize(seed=0, std=0.05)
+    optimizer = AdamW(dict(model.named_parameters()), betas=(0.9, 0.95), weight_decay=0.1)
+    steps = math.ceil(args.tokens / args.batch_tokens / 0.95)  # a batch holds a little padding
+    start, seen, curve = time.perf_counter(), 0, []
+
+    def validate(done: int) -> Validation | None:
+        return evaluate(model, held_out) if done % args.every == 0 or done == steps else None
+
+    def rate(step: int) -> float:
+        return learning_rate(step, steps, peak=args.lr, warmup=200, schedule="cosine")
+
+    work = itertools.islice(stream(args.batch_tokens, args.processes, device), steps)
+    for report in train(model, optimizer, work, lr=rate, validate=validate):
+        seen += report.tokens
+        if report.validation is None:
+            continue
+        line = {
+            "step": report.step,
+            "tokens": seen,
+            "loss": round(report.loss, 4),
+            "held_out_loss": round(report.validation.loss, 4),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        curve.append(line)
+        print(json.dumps(line), flush=True)
+    write_text(out / "curve.jsonl", "".join(json.dumps(line) + "\n" for line in curve))
+    write_folder(model.to("cpu"), out)
+
+
+def write_folder(model: LanguageModel, out: Path) -> None:
+    """Put the weights and both configurations into ``out``, beside whatever is there."""
+    built = out / "built"
     save_checkpoint(model, built)
     for file in built.iterdir():
-        file.replace(HERE / file.name)
+        file.replace(out / file.name)
     built.rmdir()
-    write_json(HERE / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
+    write_json(out / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
+
+
+def main() -> None:
+    """Make one part, or all three."""
+    parser = argparse.ArgumentParser(prog="python -m minitune.assets.tiny.make", description=__doc__)
+    parser.add_argument("part", choices=("tokenizer", "rows", "pretrain"))
+    parser.add_argument("--tokens", type=float, default=40e6, help="how many tokens to train on")
+    parser.add_argument("--batch-tokens", type=int, default=8192, help="tokens of an optimizer step, padding counted")
+    parser.add_argument("--lr", type=float, default=3e-3, help="the highest learning rate")
+    parser.add_argument("--every", type=int, default=250, help="steps from one look at the held-out text to the next")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=1, help="processes that write text")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for the weights and the loss curve")
+    args = parser.parse_args()
+    if args.part == "tokenizer":
+        make_tokenizer()
+    elif args.part == "rows":
+        write_instructions(HERE / "rows.jsonl", ROWS, seed=0)
+    else:
+        pretrain(args)
 
 
 if __name__ == "__main__":

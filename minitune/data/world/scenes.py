@@ -97,9 +97,7 @@ def counting(make: Maker) -> Scene:
     numbers = rng.sample(range(2, 13), len(people))
     order = sorted(range(len(people)), key=numbers.__getitem__)
     test = held_out("more", *(f"{people[i]} {words.number(numbers[i])}" for i in order))
-    sentences = [
-        make.tell("count", p=p, n=words.number(n), f=food) for p, n in zip(people, numbers, strict=True)
-    ]
+    sentences = [make.tell("count", p=p, n=words.number(n), f=food) for p, n in zip(people, numbers, strict=True)]
     questions = [
         make.asked("more", test, p=people[order[-1]], f=food),
         make.asked("fewer", test, p=people[order[0]], f=food),
@@ -146,9 +144,7 @@ def odd_one(make: Maker) -> Scene:
     listed = make.pick(main, 3)
     odd = rng.choice(other)
     listed.insert(rng.randrange(4), odd)
-    return Scene(
-        story=words.comma.join(listed), questions=[make.asked("odd", held_out("odd", *listed), x=odd)]
-    )
+    return Scene(story=words.comma.join(listed), questions=[make.asked("odd", held_out("odd", *listed), x=odd)])
 
 
 def ranging(make: Maker) -> Scene:

@@ -16,7 +16,8 @@ STORIES: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
             ("Now {q} is happy.", "They are both happy.", "{p} and {q} become friends.", "The two play until night."),
         ),
         (
-            ("Every {d} {p} goes to the {l}.", "It is {d}, and {p} walks to the {l}.", "Early in the day {p} runs to the {l}."),
+            ("Every {d} {p} goes to the {l}.", "It is {d}, and {p} walks to the {l}.",
+             "Early in the day {p} runs to the {l}."),
             ("A {a} lives there.", "There is a {a} near the {l}.", "A small {c} {a} waits for {p}."),
             ("{s}, {s}, says the {a}.", 'The {a} says "{s}".', ""),
             ("{p} has {n} {f} and gives one to the {a}.", "The {a} is hungry, so {p} gives it some {f}.",
@@ -25,7 +26,8 @@ STORIES: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
             ("Then {p} goes home.", "When it is dark, {p} walks home.", "Later {p} tells {q} about the {a}."),
         ),
         (
-            ("{p} and {q} are in the {l}.", "One cold day {p} meets {q} in the {l}.", "On {d} {p} and {q} play in the {l}."),
+            ("{p} and {q} are in the {l}.", "One cold day {p} meets {q} in the {l}.",
+             "On {d} {p} and {q} play in the {l}."),
             ("{p} has a {c} {t}, and {q} has a {e} one.", "{p} shows {q} a {c} {t}.", "They have a {c} {t} with them."),
             ("It begins to rain and they get wet.", "The sun is hot and the sky is blue.", "The wind is strong.", ""),
             ("They run to the {r}.", "They walk to the {r} together.", "So they go from the {l} to the {r}."),
@@ -36,7 +38,8 @@ STORIES: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
             ("{p} looks for a {t}.", "{p} has lost a {c} {t}.", "Where is the {t} of {p}?"),
             ("It is not in the {l}.", "{p} looks in the {l}, but the {t} is not there.", "First {p} goes to the {l}."),
             ("Then {p} looks in the {r}.", "After that {p} goes to the {r}.", "{q} says: look in the {r}!"),
-            ("There it is, behind the door.", "The {t} is in the {r}, under a big box.", "In the {r} stands a {a} with the {t}."),
+            ("There it is, behind the door.", "The {t} is in the {r}, under a big box.",
+             "In the {r} stands a {a} with the {t}."),
             ("{p} is glad to have the {t} again.", "{p} takes the {t} home.", "Thank you, says {p}."),
         ),
         (
@@ -47,9 +50,11 @@ STORIES: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
             ("{q} learns the list by heart.", "{p} says the list backwards.", "They count the words: {n}."),
         ),
         (
-            ("This {t} is {o}, and that {t} is {w}.", "{p} has a {o} {t}. {q} has a {w} {t}.", "Not all things are {o}."),
+            ("This {t} is {o}, and that {t} is {w}.", "{p} has a {o} {t}. {q} has a {w} {t}.",
+             "Not all things are {o}."),
             ("One is {c}, the other is {e}.", "Both are {c}.", ""),
-            ('"I like the {o} one," says {p}.', '"Mine is {w}," says {q}.', "{p} likes what is {o}; {q} likes what is {w}."),
+            ('"I like the {o} one," says {p}.', '"Mine is {w}," says {q}.',
+             "{p} likes what is {o}; {q} likes what is {w}."),
             ("They put both into the {l}.", "So each has one.", "Then they trade."),
         ),
         (
@@ -57,14 +62,16 @@ STORIES: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
             ("Below stands an instruction that describes a task.", "The instruction describes a task.",
              "It is paired with an input that provides further context."),
             ("Write a response, it says.", "The input provides further context.", "The task is: count the {f}."),
-            ("{p} reads the input and writes a response.", "{p} gives a response that appropriately completes the request.",
+            ("{p} reads the input and writes a response.",
+             "{p} gives a response that appropriately completes the request.",
              "The response completes the request appropriately."),
             ("### The end ###", "{q} reads the response and is happy.", "Input and response are in one box."),
         ),
     ),
     "zh": (
         (
-            ("有一天，{p}在{l}里发现了一{m}{c}的{t}。", "{d}，{p}在{l}里看见一{m}{c}的{t}。", "{l}里有一{m}{c}的{t}，{p}看见了它。"),
+            ("有一天，{p}在{l}里发现了一{m}{c}的{t}。", "{d}，{p}在{l}里看见一{m}{c}的{t}。",
+             "{l}里有一{m}{c}的{t}，{p}看见了它。"),
             ("{p}看了很久。", "它又干净又新。", "{p}从来没有见过这么好的{t}。", ""),
             ("“{t}是谁的？”{p}问。", "{p}问：“谁丢了{t}？”", "{p}想知道它是谁的。"),
             ("{q}走过来说：“是我的。”", "{q}说：“{t}是我的，谢谢你！”"),
@@ -120,12 +127,16 @@ STORIES: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {
 STATED: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
         "translate": ("{x} is {y}.", "In Chinese {x} is called {y}.", "{x}: {y}", "The Chinese word for {x} is {y}."),
-        "opposite": ("What is not {x} is {y}.", "{x} and {y} are opposites.", "{x}, not {y}.", "{y} is the opposite of {x}."),
-        "sound": ('"{s}" says the {a}.', "{s}, {s}! That is the {a}.", "I hear a {a}: {s}.", "When the {a} speaks, it says {s}."),
+        "opposite": ("What is not {x} is {y}.", "{x} and {y} are opposites.", "{x}, not {y}.",
+                     "{y} is the opposite of {x}."),
+        "sound": ('"{s}" says the {a}.', "{s}, {s}! That is the {a}.", "I hear a {a}: {s}.",
+                  "When the {a} speaks, it says {s}."),
         "day": ("Today is {x}, tomorrow is {y}.", "{x} goes before {y}.", "{y} comes after {x}."),
-        "kind": ("The {a} is an animal.", "{c} is a colour.", "The {l} is a place.", "A {t} is a thing.", "{n} is a number."),
+        "kind": ("The {a} is an animal.", "{c} is a colour.", "The {l} is a place.", "A {t} is a thing.",
+                 "{n} is a number."),
         "more": ("{k} is more than {n}.", "{n} is less than {k}.", "{k} {f} are more than {n} {f}."),
-        "asks": ("{p} asks: {question} {q} says: {answer}", "{question} {answer}", "Question: {question}\nAnswer: {answer}"),
+        "asks": ("{p} asks: {question} {q} says: {answer}", "{question} {answer}",
+                 "Question: {question}\nAnswer: {answer}"),
         "list": ("The list: {story}.", "{p} says: {story}.", "In the list stand {story}."),
     },
     "zh": {

@@ -4,13 +4,22 @@ import random
 from collections.abc import Iterator
 
 from minitune.data.world.phrases import ASK, SAY
-from minitune.data.world.scenes import FACTS, SCENES, Maker, Question, Scene
+from minitune.data.world.scenes import FACTS, Maker
 from minitune.data.world.stories import STATED, STORIES
-from minitune.data.world.words import ENGLISH, LANGUAGES, Words, bilingual, held_out
+from minitune.data.world.words import ENGLISH, LANGUAGES, bilingual, held_out
 
 # Which documents, how often. Scenes with several people are most of the text: who has what, and where, is what a
 # small model learns last.
-_SHARES = {"holding": 34, "counting": 10, "moving": 12, "listing": 14, "odd_one": 6, "ranging": 4, "facts": 10, "story": 10}
+_SHARES = {
+    "holding": 34,
+    "counting": 10,
+    "moving": 12,
+    "listing": 14,
+    "odd_one": 6,
+    "ranging": 4,
+    "facts": 10,
+    "story": 10,
+}
 
 
 def documents(count: int, *, seed: int) -> Iterator[str]:
@@ -54,7 +63,7 @@ def _frame(make: Maker, key: str, **slots: object) -> str:
 
 def _facts(make: Maker) -> str:
     """Six to ten facts, each stated in one of several ways, and questions about those that are not held out."""
-    rng, words = make.rng, make.words
+    rng = make.rng
     out = []
     for _ in range(rng.randrange(6, 11)):
         if rng.random() < 0.25:
@@ -69,10 +78,11 @@ def _facts(make: Maker) -> str:
 def _fact(make: Maker, kind: str) -> dict[str, str]:
     """The slots of one fact."""
     rng, words = make.rng, make.words
-    low, high = sorted(rng.sample(range(1, 21), 2))
+    low, high = sorted(rng.sample(range(3, 21), 2))
     slots = {
         "a": rng.choice(words.animals), "c": rng.choice(words.colours), "l": rng.choice(words.places),
-        "t": rng.choice(tuple(words.things)), "n": words.number(low), "k": words.number(high), "f": rng.choice(words.foods),
+        "t": rng.choice(tuple(words.things)), "n": words.number(low), "k": words.number(high),
+        "f": rng.choice(words.foods),
     }  # fmt: skip
     if kind == "translate":
         pair = rng.choice(bilingual())
@@ -100,7 +110,8 @@ def _story(make: Maker) -> str:
             break
     slots = {
         "p": p, "q": q, "c": c, "e": e, "l": l, "r": r, "o": o, "w": w, "t": t, "m": words.things[t], "a": a,
-        "s": words.sounds[a], "d": rng.choice(words.days), "n": words.number(rng.randrange(2, 11)), "f": rng.choice(words.foods),
+        "s": words.sounds[a], "d": rng.choice(words.days), "n": words.quantity(rng.randrange(2, 11)),
+        "f": rng.choice(words.foods),
     }  # fmt: skip
     steps = (rng.choice(step) for step in rng.choice(STORIES[words.name]))
     return make.join([step.format(**slots) for step in steps if step])
@@ -109,19 +120,8 @@ def _story(make: Maker) -> str:
 def vocabulary() -> Iterator[str]:
     """Every phrase of the world with its slots taken out, and every word: what a tokenizer must be able to hold."""
     for words in LANGUAGES:
-        yield from _lexicon(words)
+        yield from words.lexicon()
         for table in (SAY, STATED):
             yield from (phrase for phrases in table[words.name].values() for phrase in phrases)
         yield from (phrase for pairs in ASK[words.name].values() for pair in pairs for phrase in pair)
         yield from (phrase for story in STORIES[words.name] for step in story for phrase in step)
-
-
-def _lexicon(words: Words) -> Iterator[str]:
-    yield from words.people + words.foods + words.places + words.colours + words.days + words.numbers
-    yield from (word for pair in words.opposites for word in pair)
-    for table in (words.things, words.sounds):
-        for key, value in table.items():
-            yield from filter(None, (key, value))
-
-
-__all__ = ["SCENES", "Question", "Scene", "documents", "vocabulary"]

@@ -5,6 +5,7 @@ write, a held-out combination cannot slip into the text that a model is trained 
 """
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -35,6 +36,18 @@ class Words:
     def number(self, n: int) -> str:
         """The word for ``n``, 1 to 20."""
         return self.numbers[n - 1]
+
+    def quantity(self, n: int) -> str:
+        """The word for ``n`` before a measure word: Chinese counts two things with another word than the number."""
+        return "两" if n == 2 and self.name == "zh" else self.number(n)
+
+    def lexicon(self) -> Iterator[str]:
+        """Every word of the language."""
+        yield from self.people + self.foods + self.places + self.colours + self.days + self.numbers
+        yield from (word for pair in self.opposites for word in pair)
+        for table in (self.things, self.sounds):
+            for key, value in table.items():
+                yield from filter(None, (key, value))
 
 
 ENGLISH = Words(

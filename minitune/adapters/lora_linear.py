@@ -1,0 +1,47 @@
+"""The linear layer with LoRA, its backward by hand.
+
+    y = x W^T + b + s (x A^T) B^T             h = x A^T, (N, R)
+    dh = s dy B          dx = dy W + dh A          dA = dh^T x          dB = s dy^T h
+
+W is frozen: its gradient, as large a product as the forward, is never taken. Everything that is added is added where
+it stands (``addmm``): autograd would make the update, its scaled copy and the sum three times the size of y, and as
+many gradients on the way back. Kept for the backward are x, which the layers that read the same x share, and h.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+    """``x (..., in)`` through ``weight (out, in)``, frozen like ``bias (out,)``, and ``A (R, in)``, ``B (out, R)``.
+
+    Computed in the type of ``x``; the gradients of A and B come in their own types.
+    """
+    return _LoRALinear.apply(x, weight, bias, A, B, scale)
+
+
+class _LoRALinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # (N, in)
+        W = weight.to(x.dtype)
+        y = torch.mm(rows, W.T) if bias is None else torch.addmm(bias.to(x.dtype), rows, W.T)  # (N, out)
+        h = torch.mm(rows, A.to(x.dtype).T)  # (N, R)
+        y.addmm_(h, B.to(x.dtype).T, alpha=scale)
+        ctx.save_for_backward(x, weight, A, B, h)
+        ctx.scale = scale
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, A, B, h = ctx.saved_tensors
+        rows, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+        dh = torch.mm(dy, B.to(dy.dtype)).mul_(ctx.scale)  # (N, R)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.mm(dy, weight.to(dy.dtype)).addmm_(dh, A.to(dy.dtype)).view(x.shape)
+        dA = torch.mm(dh.T, rows).to(A.dtype) if ctx.needs_input_grad[3] else None
+        dB = torch.mm(dy.T, h).mul_(ctx.scale).to(B.dtype) if ctx.needs_input_grad[4] else None
+        return dx, None, None, dA, dB, None
