@@ -194,8 +194,10 @@ def reference_of(path: Path) -> Reference:
     if built is None:
         encode = lambda texts: [library.encode(text) for text in texts]  # noqa: E731
         return Reference(name="sentencepiece", encode=encode, exact=encode, load=load)
+    plain = _encoder(tokenizers.Tokenizer.from_str(built.to_str()))
+    exact = lambda texts: plain([library.normalize(text) for text in texts])  # noqa: E731
+    built.normalizer = normalizer_of(path)
     encode = _encoder(built)
-    exact = lambda texts: encode([library.normalize(text) for text in texts])  # noqa: E731
     unigram = isinstance(built.model, tokenizers.models.Unigram)
     score = (lambda ids: sum(map(library.get_score, ids))) if unigram else None
     return Reference(name="tokenizers, built", encode=encode, exact=exact, load=load, score=score)
@@ -243,6 +245,18 @@ def of_model(path: Path) -> tokenizers.Tokenizer | None:
         byte_fallback=info.byte_fallback,
     )
     return tokenizers.Tokenizer(model)
+
+
+def normalizer_of(path: Path) -> tokenizers.normalizers.Normalizer:
+    """What a sentencepiece file does to a text first, in the ``tokenizers`` library."""
+    from tokenizers import normalizers
+
+    info = read_model(path.read_bytes())
+    steps: list[Any] = [normalizers.Precompiled(info.charsmap)] if info.charsmap else []
+    if info.removes_extra_spaces:
+        steps += [normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
+    steps += [normalizers.Prepend(SPACE)] if info.dummy_prefix else []
+    return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
 
 
 def found(folder: Path | None, scratch: Path, documents: Sequence[str]) -> Iterator[tuple[str, Path]]:
@@ -366,7 +380,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     torch.set_num_threads(1)
-    texts, rounds, size = (200, 1, 0.5) if args.quick else (10_000, 3, args.mb)
+    texts, rounds, size = (200, 1, 0.5) if args.quick else (10_000, 5, args.mb)
     folder = material()
     documents = corpus(int(size * 1e6), folder)
     about = environment(torch.device("cpu")) | {
