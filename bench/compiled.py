@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -166,16 +165,19 @@ def table(reports: Sequence[Report]) -> str:
 
 
 def examine_all(operation: str, arch: int, only: str) -> list[Report]:
-    """Every launch of one operation on one architecture; what cannot be compiled is said and left out."""
+    """Every launch of one operation on one architecture. Raises RuntimeError at the end for what did not compile."""
     module = importlib.import_module(f"bench.ops.{operation}")
     reports: list[Report] = []
+    failed: list[str] = []
     for name, item in launches(module.shipped(), arch, only):
         try:
             reports.append(examine(operation, name, item, arch))
         except Exception as error:
-            print(f"{operation} {name} {item.kernel.__name__} sm_{arch}: {error}", file=sys.stderr)
+            failed.append(f"{operation} {name} {item.kernel.__name__} sm_{arch}: {error}")
             continue
         print(table(reports[-1:]).splitlines()[1], flush=True)
+    if failed:
+        raise RuntimeError("\n".join(failed))
     return reports
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.ops import Case
-from bench.ops.peers import compiled, liger, noise
+from bench.ops.peers import compiled, liger, noise, peer
 
 VOCABULARIES = (32_000, 49_152, 128_256, 151_936, 262_144)
 
@@ -23,6 +23,8 @@ def cases(device: torch.device, quick: bool) -> Iterator[Case]:
             contestants["ours"] = ours
             if liger("cross_entropy", "LigerCrossEntropyFunction") is not None:
                 contestants["Liger (spoils its logits)"] = of_liger
+            if peer("quack", "cross_entropy") is not None:
+                contestants["QuACK"] = of_quack
         yield Case(
             name=f"N{N} V{V}",
             inputs=partial(inputs, device, N, V),
@@ -55,6 +57,12 @@ def of_liger(logits: Tensor, targets: Tensor) -> Tensor:
     assert function is not None
     result = function.apply(logits, targets, None, -100, 0.0, 0.0, "sum")
     return result[0] if isinstance(result, tuple) else result
+
+
+def of_quack(logits: Tensor, targets: Tensor) -> Tensor:
+    function = peer("quack", "cross_entropy")
+    assert function is not None
+    return function(logits, targets, reduction="sum")
 
 
 def truth(logits: Tensor, targets: Tensor) -> list[Tensor]:

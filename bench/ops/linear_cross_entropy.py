@@ -3,15 +3,17 @@
 Counted are the rows that have a target; who multiplies the others as well does more than he must.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bench.ops import Case
-from bench.ops.peers import compiled, liger, noise
+from bench.ops.peers import compiled, liger, noise, peer
 
 HEADS = {  # C, V
     "SmolLM2-135M": (576, 49_152),
@@ -39,8 +41,12 @@ def case(device: torch.device, model: str, N: int, C: int, V: int, frozen: bool,
     contestants: dict[str, Callable[..., Tensor]] = {"eager": eager, "torch.compile": compiled(eager)}
     if device.type == "cuda":
         contestants["ours"] = ours
+        contestants["ours, logit-free"] = ours_logit_free
+        contestants["ours, chunks of 4096"] = partial(ours_of_chunks, 4096)
         if liger("fused_linear_cross_entropy", "LigerFusedLinearCrossEntropyFunction") is not None:
             contestants["Liger"] = of_liger
+        if peer("cut_cross_entropy", "linear_cross_entropy") is not None:
+            contestants["cut cross-entropy"] = of_apple
     else:
         contestants["BUILTIN (rows dropped)"] = builtin
     if hasattr(F, "linear_cross_entropy"):
@@ -75,6 +81,28 @@ def ours(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     return linear_cross_entropy(x, head, targets)[0]
 
 
+def ours_logit_free(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    from minitune_kernels import logit_free
+
+    return logit_free.linear_cross_entropy(x, head, targets)[0]
+
+
+def ours_of_chunks(rows: int, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    """Ours with a buffer that holds ``rows`` tokens, to see what its bound costs."""
+    module: Any = importlib.import_module("minitune_kernels.linear_cross_entropy")
+    bound, module.BUFFER_ELEMENTS = module.BUFFER_ELEMENTS, rows * head.shape[0]
+    try:
+        return module.linear_cross_entropy(x, head, targets)[0]
+    finally:
+        module.BUFFER_ELEMENTS = bound
+
+
+def of_apple(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
+    function = peer("cut_cross_entropy", "linear_cross_entropy")
+    assert function is not None
+    return function(x, head, targets, reduction="sum")
+
+
 def builtin(x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     from minitune.ops import BUILTIN
 
@@ -100,13 +128,26 @@ def truth(x: Tensor, head: Tensor, targets: Tensor) -> list[Tensor]:
 
 
 def shipped() -> dict[str, Callable[[], object]]:
-    """Its one kernel is listed with ``cross_entropy``; here through the whole operation."""
-    return {"bfloat16": _meta}
+    """The chunks' one kernel is listed with ``cross_entropy``; here the whole operation, and the logit-free form."""
+    calls: dict[str, Callable[[], object]] = {"bfloat16": partial(_meta, torch.bfloat16, 576, False)}
+    for C in (576, 4096):
+        calls[f"bfloat16 C{C} logit-free"] = partial(_meta, torch.bfloat16, C, True)
+    calls["bfloat16 C2304 logit-free softcap smoothing"] = partial(_meta, torch.bfloat16, 2304, True, 0.1, 30.0)
+    calls["float32 C576 logit-free"] = partial(_meta, torch.float32, 576, True)
+    return calls
 
 
-def _meta() -> None:
-    from minitune_kernels.linear_cross_entropy import linear_cross_entropy_chunks
+def _meta(dtype: torch.dtype, C: int, free: bool, smoothing: float = 0.0, softcap: float = 0.0) -> None:
+    from minitune_kernels.linear_cross_entropy import linear_cross_entropy_chunks, scaled
+    from minitune_kernels.logit_free import head_backward, head_forward
 
-    x, head = (torch.empty(4096, 576, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    x = torch.empty(4096, C, dtype=dtype, device="meta")
+    head = torch.empty(49_152, C, dtype=dtype, device="meta")
     targets = torch.empty(4096, dtype=torch.int64, device="meta")
-    linear_cross_entropy_chunks(x, head, None, targets, None, 0.0, 0.0, 0.0, True, False, False)
+    row = torch.empty(4096, device="meta")
+    if free:
+        head_forward(x, head, None, targets, smoothing, softcap, 0.0)
+        head_backward(row, x, head, None, targets, row, row, smoothing, softcap, 0.0, True, False, False)
+    else:
+        linear_cross_entropy_chunks(x, head, None, targets, None, 0.0, 0.0, 0.0, True, False, False)
+        scaled(x, row[0], dtype)

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 
-def liger(module: str, function: str) -> Any | None:
-    """A function of Liger-Kernel's ``liger_kernel.ops.<module>``, or None where it is not installed."""
+def peer(module: str, function: str) -> Any | None:
+    """A function of a module, or None where it is not installed."""
     try:
-        return getattr(importlib.import_module(f"liger_kernel.ops.{module}"), function)
+        return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError):
         return None
+
+
+def liger(module: str, function: str) -> Any | None:
+    """A function of Liger-Kernel's ``liger_kernel.ops.<module>``, or None where it is not installed."""
+    return peer(f"liger_kernel.ops.{module}", function)
 
 
 def compiled(f: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -21,12 +21,11 @@ from minitune_kernels.attention_backward import (
     attention_backward_queries_kernel,
     delta_kernel,
 )
-from minitune_kernels.attention_forward import attention_forward_kernel
+from minitune_kernels.attention_forward import LOG2_E, attention_forward_kernel, in_base_two, precision
 from minitune_kernels.decode_attention import decode_attention, decodes
 from minitune_kernels.intervals import Intervals, intervals
 from minitune_kernels.launch import capability, cdiv, chose, interpreted, launch, operator, power_of_two
 
-LOG2_E = 1.4426950408889634
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 CACHE_BYTES = 32 << 20
 """Keys and values that programs running side by side may share: what fits an H100's second-level cache of 50 MB."""
@@ -62,7 +61,7 @@ def attention(
     Raises ValueError for what the kernels do not serve: a bias, float64, mixed types, D over 256.
     """
     _check(q, k, v, causal, window, softcap, bias)
-    B, T, H, D = q.shape
+    _, T, H, D = q.shape
     S, K = k.shape[1], k.shape[2]
     scale = 1.0 / math.sqrt(D) if scale is None else scale
     if scale < 0:  # the running maximum is taken before the scale, which must not turn it round
@@ -70,7 +69,7 @@ def attention(
     spans = intervals(plan, T, S, causal=causal, window=window, device=q.device)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     if not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
-        if decodes(B, T, S, H, K, q.device):
+        if decodes(T, S, H // K):
             chose("attention", "split keys")
             return decode_attention(q, k, v, spans.first, spans.end, scale, softcap or 0.0)
         return attention_forward(q, k, v, spans.first, spans.end, scale, softcap or 0.0)[0]
@@ -120,7 +119,7 @@ def attention_forward(
     B, T, H, D = q.shape
     S, K = k.shape[1], k.shape[2]
     tiles = forward_tiles(D, q.dtype, capability(q.device))
-    scale, cap = _in_base_two(scale, softcap)
+    scale, cap = in_base_two(scale, softcap)
     launch(
         attention_forward_kernel, (cdiv(T, tiles.t) * B * H,),
         q, k, v, y, lse, first, end,
@@ -171,7 +170,7 @@ def attention_backward(
         sections = (_section(k, q), _section(q, k))
         hopper.attention_backward_hopper(dy, q, k, v, lse, delta, spans, dq, dk, dv, scale, sections)
         return dq, dk, dv
-    scale2, cap = _in_base_two(scale, softcap)
+    scale2, cap = in_base_two(scale, softcap)
     total = q.new_zeros((B, T, H, D), dtype=torch.float32) if fused else dq
     tiles = key_tiles(D, q.dtype, capability(q.device), fused)
     if fused:
@@ -242,11 +241,6 @@ def fuses(q: Tensor) -> bool:
     return capability(q.device) >= (9, 0) and q.dtype != torch.float32 and q.shape[3] <= 128 and q.shape[3] % 4 == 0
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How float32 is multiplied: as three products of its halves on the tensor cores, not as one that drops 13 bits."""
-    return "tf32x3" if dtype == torch.float32 else "ieee"
-
-
 def _hopper(device: torch.device) -> Any:
     """The kernels for compute capability 9.0; None on another device, or where this Triton has no Gluon."""
     return _gluon_kernels("attention_hopper") if capability(device) == (9, 0) else None
@@ -262,11 +256,6 @@ def _gluon_kernels(name: str) -> Any:
         return import_module(f"minitune_kernels.{name}")
     except ImportError:
         return None
-
-
-def _in_base_two(scale: float, softcap: float) -> tuple[float, float]:
-    """What a raw score is multiplied by, and the cap: ``s log2(e)``, or ``cap tanh(s scale)`` with a softcap."""
-    return (scale / softcap, softcap * LOG2_E) if softcap else (scale * LOG2_E, 0.0)
 
 
 def _section(own: Tensor, walked: Tensor) -> int:

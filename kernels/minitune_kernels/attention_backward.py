@@ -16,7 +16,7 @@ float32, by the copy engine's reduce-add; five products, but the order of those 
 import triton
 import triton.language as tl
 
-from minitune_kernels.attention_forward import load_tile, place
+from minitune_kernels.attention_forward import load_tile, place, reach
 from minitune_kernels.special import tanh
 
 
@@ -111,13 +111,7 @@ def attention_backward_keys_kernel(
     seen_first_ptr += b * stride_seen_b
     seen_end_ptr += b * stride_seen_b
     last = tl.minimum(n + BLOCK_S, S) - 1
-    begin = tl.load(seen_first_ptr + n) // BLOCK_T * BLOCK_T
-    stop = tl.load(seen_end_ptr + last)
-    whole_begin = tl.minimum(
-        tl.cdiv(tl.load(seen_first_ptr + last), BLOCK_T) * BLOCK_T, tl.cdiv(stop, BLOCK_T) * BLOCK_T
-    )
-    whole_begin = tl.maximum(whole_begin, begin)
-    whole_stop = tl.maximum(tl.load(seen_end_ptr + n) // BLOCK_T * BLOCK_T, whole_begin)
+    begin, whole_begin, whole_stop, stop = reach(seen_first_ptr, seen_end_ptr, n, last, BLOCK_T)
 
     dk = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
@@ -207,11 +201,7 @@ def attention_backward_queries_kernel(
     row = tl.minimum(t + at_t, T - 1)
     first, end = tl.load(first_ptr + row), tl.load(end_ptr + row)  # (BLOCK_T,)
     last = tl.minimum(t + BLOCK_T, T) - 1
-    begin = tl.load(first_ptr + t) // BLOCK_S * BLOCK_S
-    stop = tl.load(end_ptr + last)
-    whole_begin = tl.minimum(tl.cdiv(tl.load(first_ptr + last), BLOCK_S) * BLOCK_S, tl.cdiv(stop, BLOCK_S) * BLOCK_S)
-    whole_begin = tl.maximum(whole_begin, begin)
-    whole_stop = tl.maximum(tl.load(end_ptr + t) // BLOCK_S * BLOCK_S, whole_begin)
+    begin, whole_begin, whole_stop, stop = reach(first_ptr, end_ptr, t, last, BLOCK_S)
 
     dq = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
     dq = over_keys(dq, q, dy, lse, delta, k_ptr, v_ptr, stride_k_s, stride_v_s, first, end, begin, whole_begin, S,

@@ -18,10 +18,23 @@ Which keys: ``intervals.py``. Tiles that every row of the program sees whole pay
 not visited.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from minitune_kernels.special import tanh
+
+LOG2_E = 1.4426950408889634
+
+
+def in_base_two(scale: float, softcap: float) -> tuple[float, float]:
+    """What a raw score is multiplied by, and the cap: ``s log2(e)``, or ``cap tanh(s scale)`` with a softcap."""
+    return (scale / softcap, softcap * LOG2_E) if softcap else (scale * LOG2_E, 0.0)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: as three products of its halves on the tensor cores, not as one that drops 13 bits."""
+    return "tf32x3" if dtype == torch.float32 else "ieee"
 
 
 @triton.jit
@@ -95,6 +108,20 @@ def place(program, tiles, heads, section, REVERSED: tl.constexpr):
 
 
 @triton.jit
+def reach(first_ptr, end_ptr, top, bottom, BLOCK: tl.constexpr):
+    """What the rows ``top`` to ``bottom`` see: from ``begin`` to ``stop``, all of it whole between the middle two.
+
+    In steps of BLOCK; ``begin <= whole_begin <= whole_stop``, and the three stretches cover every step once.
+    """
+    begin = tl.load(first_ptr + top) // BLOCK * BLOCK
+    stop = tl.load(end_ptr + bottom)
+    whole_begin = tl.minimum(tl.cdiv(tl.load(first_ptr + bottom), BLOCK) * BLOCK, tl.cdiv(stop, BLOCK) * BLOCK)
+    whole_begin = tl.maximum(whole_begin, begin)
+    whole_stop = tl.maximum(tl.load(end_ptr + top) // BLOCK * BLOCK, whole_begin)
+    return begin, whole_begin, whole_stop, stop
+
+
+@triton.jit
 def attention_forward_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, first_ptr, end_ptr,
     stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
@@ -118,11 +145,7 @@ def attention_forward_kernel(
     row = tl.minimum(t + at_t, T - 1)
     first, end = tl.load(first_ptr + row), tl.load(end_ptr + row)  # (BLOCK_T,)
     last = tl.minimum(t + BLOCK_T, T) - 1
-    begin = tl.load(first_ptr + t) // BLOCK_S * BLOCK_S
-    stop = tl.load(end_ptr + last)
-    whole_begin = tl.minimum(tl.cdiv(tl.load(first_ptr + last), BLOCK_S) * BLOCK_S, tl.cdiv(stop, BLOCK_S) * BLOCK_S)
-    whole_begin = tl.maximum(whole_begin, begin)
-    whole_stop = tl.maximum(tl.load(end_ptr + t) // BLOCK_S * BLOCK_S, whole_begin)
+    begin, whole_begin, whole_stop, stop = reach(first_ptr, end_ptr, t, last, BLOCK_S)
 
     acc = tl.zeros((BLOCK_T, BLOCK_D), tl.float32)
     m = tl.full((BLOCK_T,), float("-inf"), tl.float32)

@@ -94,6 +94,18 @@ def consumers_of(D: int) -> int:
 
 
 @gluon.jit
+def place(tiles, heads, section, REVERSED: gl.constexpr):
+    """Tile and head of this program, as ``place`` in attention_forward.py."""
+    which = gl.program_id(0) // (tiles * section)
+    rest = gl.program_id(0) % (tiles * section)
+    size = gl.minimum(section, heads - which * section)
+    tile = rest // size
+    if REVERSED:
+        tile = tiles - 1 - tile
+    return tile, which * section + rest % size
+
+
+@gluon.jit
 def _load(what, where, rings, BLOCK_S: gl.constexpr, CONSUMERS: gl.constexpr):
     """The producer: the queries of every consumer, then keys and values, tile by tile."""
     q_matrix, k_matrix, v_matrix, q_tiles = what
@@ -215,13 +227,8 @@ def attention_forward_hopper_kernel(
     D: gl.constexpr, BLOCK_S: gl.constexpr, CONSUMERS: gl.constexpr,
 ):  # fmt: skip
     BLOCK_T: gl.constexpr = SHARE * CONSUMERS
-    # As ``place`` in attention_forward.py: sections of heads, longest tiles first.
-    all_tiles = gl.cdiv(T, BLOCK_T)
-    which = gl.program_id(0) // (all_tiles * section)
-    rest = gl.program_id(0) % (all_tiles * section)
-    size = gl.minimum(section, heads - which * section)
-    t = (all_tiles - 1 - rest // size) * BLOCK_T
-    bh = which * section + rest % size
+    tile, bh = place(gl.cdiv(T, BLOCK_T), heads, section, True)
+    t = tile * BLOCK_T
     b = bh // H
     h = bh % H
 

@@ -19,12 +19,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from minitune_kernels.attention_hopper import SHARE, load_async, matrix, serves
+from minitune_kernels.attention_forward import LOG2_E
+from minitune_kernels.attention_hopper import SHARE, load_async, matrix, place, serves
 from minitune_kernels.launch import cdiv, launch
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # renamed after Triton 3.6
 
-LOG2_E = 1.4426950408889634
 KEY_STAGES = gl.constexpr(3)
 QUERY_STAGES = gl.constexpr(2)
 """Places in the rings of the kernel that owns keys, and of the one that owns queries."""
@@ -68,18 +68,6 @@ def attention_backward_hopper(
 
 
 # ---- shared by both
-
-
-@gluon.jit
-def _place(tiles, heads, section, REVERSED: gl.constexpr):
-    """Tile and head of this program, as ``place`` in attention_forward.py."""
-    which = gl.program_id(0) // (tiles * section)
-    rest = gl.program_id(0) % (tiles * section)
-    size = gl.minimum(section, heads - which * section)
-    tile = rest // size
-    if REVERSED:
-        tile = tiles - 1 - tile
-    return tile, which * section + rest % size
 
 
 @gluon.jit
@@ -241,7 +229,7 @@ def attention_backward_keys_hopper_kernel(
     q_apart, dy_apart, k_apart, v_apart, T, S, K, group, heads, section, scale, dk_scale,
     D: gl.constexpr, BLOCK_T: gl.constexpr,
 ):  # fmt: skip
-    tile, bk = _place(gl.cdiv(S, 2 * SHARE), heads, section, False)
+    tile, bk = place(gl.cdiv(S, 2 * SHARE), heads, section, False)
     b = bk // K
     kv = bk % K
     n = tile * (2 * SHARE)
@@ -349,7 +337,7 @@ def attention_backward_queries_hopper_kernel(
     q_apart, dy_apart, k_apart, v_apart, T, H, group, heads, section, scale, dq_scale,
     D: gl.constexpr, BLOCK_S: gl.constexpr,
 ):  # fmt: skip
-    tile, bh = _place(gl.cdiv(T, 2 * SHARE), heads, section, True)
+    tile, bh = place(gl.cdiv(T, 2 * SHARE), heads, section, True)
     b = bh // H
     h = bh % H
     t = tile * (2 * SHARE)

@@ -20,18 +20,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minitune_kernels.attention_forward import walk
+from minitune_kernels.attention_forward import in_base_two, precision, walk
 from minitune_kernels.launch import cdiv, interpreted, launch, operator, power_of_two, processors
 
-LOG2_E = 1.4426950408889634
 MOST_ROWS = 64
 """Queries times heads of a group that fit one tile."""
 
 
-def decodes(B: int, T: int, S: int, H: int, K: int, device: torch.device) -> bool:
-    """Whether splitting the keys fills the GPU better than a tile of queries a program does."""
-    few = T * (H // K) <= MOST_ROWS and T <= 16
-    return few and (S >= 256 or (interpreted() and S >= 64))
+def decodes(T: int, S: int, group: int) -> bool:
+    """Whether T queries of ``group`` heads over S keys are few enough, and the keys many enough, to split the keys."""
+    least = 64 if interpreted() else 256
+    return T * group <= MOST_ROWS and T <= 16 and least <= S
 
 
 @triton.jit
@@ -130,14 +129,14 @@ def decode_attention(
     half = power_of_two(D, 16)
     acc = q.new_empty((B * K, rows, splits, D), dtype=torch.float32)
     m, l = (q.new_empty((B * K, rows, splits), dtype=torch.float32) for _ in range(2))
-    scale, cap = (scale / softcap, softcap * LOG2_E) if softcap else (scale * LOG2_E, 0.0)
+    scale, cap = in_base_two(scale, softcap)
     launch(
         decode_attention_kernel, (splits, B * K),
         q, k, v, acc, m, l, first, end,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], first.stride(0) if first.shape[0] > 1 else 0,
         T, S, K, group, rows, splits, scale, cap,
         D=D, BLOCK_D=half, BLOCK_R=power_of_two(rows, 16), BLOCK_S=block, SOFTCAP=softcap > 0,
-        PRECISION="tf32x3" if q.dtype == torch.float32 else "ieee", num_warps=4, num_stages=3,
+        PRECISION=precision(q.dtype), num_warps=4, num_stages=3,
     )  # fmt: skip
     launch(combine_kernel, (rows, B * K), acc, m, l, y, *y.stride()[:3], K, group, rows, splits,
            D=D, BLOCK_D=half, BLOCK_P=power_of_two(splits), num_warps=4)  # fmt: skip

@@ -14,12 +14,12 @@ A tile of queries then visits the keys from its first row's ``first`` to its las
 mask between its last row's ``first`` and its first row's ``end``.
 """
 
+import weakref
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Intervals(NamedTuple):
@@ -34,7 +34,8 @@ class Intervals(NamedTuple):
     seen_end: Tensor
 
 
-_of_plans: Any = WeakTensorKeyDictionary()  # positions of a plan -> {options: Intervals}
+_of_plans: dict[int, tuple[weakref.ref[Any], dict[Any, Intervals]]] = {}
+"""By the id of a plan: the plan, so that no other of the same id is taken for it, and what was made for its options."""
 
 
 def intervals(plan: Any, T: int, S: int, *, causal: bool, window: int | None, device: torch.device) -> Intervals:
@@ -50,16 +51,27 @@ def intervals(plan: Any, T: int, S: int, *, causal: bool, window: int | None, de
         return _constant(T, S, offset, causal, window, device)
     if torch.compiler.is_compiling():
         return _of_plan(plan, T, S, causal, window)
-    made = _of_plans.setdefault(plan.positions, {})
+    made = _made_for(plan)
     key = (T, S, causal, window)
     if key not in made:
-        made[key] = _of_plan(plan, T, S, causal, window)
+        with torch.inference_mode(False):  # what is made while sampling may be kept by a training step
+            made[key] = _of_plan(plan, T, S, causal, window)
     return made[key]
+
+
+def _made_for(plan: Any) -> dict[Any, Intervals]:
+    """What was made for this very plan. Two plans may share their positions, or their document starts."""
+    key = id(plan)
+    found = _of_plans.get(key)
+    if found is None or found[0]() is not plan:
+        found = _of_plans[key] = (weakref.ref(plan, lambda _: _of_plans.pop(key, None)), {})
+    return found[1]
 
 
 @lru_cache(maxsize=64)
 def _constant(T: int, S: int, offset: int, causal: bool, window: int | None, device: torch.device) -> Intervals:
-    return _rows(torch.tensor([[offset]], device=device), T, S, causal, window)
+    with torch.inference_mode(False):
+        return _rows(torch.tensor([[offset]], device=device), T, S, causal, window)
 
 
 def _of_plan(plan: Any, T: int, S: int, causal: bool, window: int | None) -> Intervals:

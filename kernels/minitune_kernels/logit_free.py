@@ -4,8 +4,8 @@
 
 A program multiplies a tile of hidden states with one tile of the head after the other, and keeps of the logits
 (BLOCK_N, BLOCK_V), which never leave its registers, three numbers a row: m = max z, sum e^(z - m), and z[y]. The
-backward multiplies again, tile by tile the same way, so the logits are the same to the last bit, and turns each tile
-into dz where it stands; dx = dz W and dW = dz^T x are the BLAS's, in chunks of tokens.
+backward multiplies again, in the same steps, so the logits are the same to the last bit, and turns each tile into dz
+where it stands; dx = dz W and dW = dz^T x are the BLAS's, in chunks of tokens.
 
 That is one product more than the chunks need, four for three (a frozen head: three for two), against three passes over
 the logits. For the forward alone, validation and log-probabilities, it is the same one product, and no memory but the
@@ -248,7 +248,7 @@ def head_backward(
     dx = torch.zeros_like(x, memory_format=torch.contiguous_format) if to_x else x.new_empty(0)
     dweight = torch.zeros(head.shape if to_weight else 0, device=x.device)
     dbias = torch.zeros(V if to_bias else 0, device=x.device)
-    tile = tiles(x, C)
+    tile = tiles(x, C, gradient=True)
     rows = chunk_rows(len(kept), V)
     buffer = x.new_empty((min(rows, len(kept)), V))
     for begin in range(0, len(kept), rows):
@@ -268,14 +268,15 @@ def head_backward(
     return dx, dweight.to(weight.dtype), dbias.to(x.dtype if bias is None else bias.dtype)
 
 
-def tiles(x: Tensor, C: int) -> dict[str, Any]:
-    """One tile for both directions, so that both see the same logits."""
+def tiles(x: Tensor, C: int, *, gradient: bool = False) -> dict[str, Any]:
+    """The tile of a direction. BLOCK_C is the same in both: so are the steps of the sums, and the logits to the bit."""
     if interpreted():
         tile = {"BLOCK_N": 16, "BLOCK_V": 32, "BLOCK_C": 16, "num_warps": 4}
     elif x.dtype == torch.float32:
         tile = {"BLOCK_N": 64, "BLOCK_V": 64, "BLOCK_C": 32, "num_warps": 4, "num_stages": 2}
     elif capability(x.device) >= (9, 0):
-        tile = {"BLOCK_N": 128, "BLOCK_V": 256, "BLOCK_C": 64, "num_warps": 8, "num_stages": 3}
+        # What dz needs beside its logits leaves no registers for 256 columns.
+        tile = {"BLOCK_N": 128, "BLOCK_V": 128 if gradient else 256, "BLOCK_C": 64, "num_warps": 8, "num_stages": 3}
     else:
         tile = {"BLOCK_N": 128, "BLOCK_V": 128, "BLOCK_C": 32, "num_warps": 8, "num_stages": 3}
     return {**tile, "WHOLE": C % tile["BLOCK_C"] == 0, "GROUP": 16}

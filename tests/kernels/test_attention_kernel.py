@@ -7,6 +7,7 @@ import pytest
 import torch
 from kernel_cases import INTERPRETED, assert_as_accurate, gradients, randn, rms
 from minitune_kernels import attention
+from minitune_kernels import intervals as intervals_module
 from minitune_kernels.intervals import intervals
 from minitune_kernels.launch import ran
 from torch import Tensor
@@ -268,6 +269,31 @@ def test_intervals_are_the_masks(window: int | None, causal: bool) -> None:
         assert torch.equal(back.transpose(1, 2) & seen, shown), name
         assert (found.first.diff() >= 0).all(), name
         assert (found.end.diff() >= 0).all(), name
+
+
+def test_intervals_belong_to_their_plan(device: torch.device) -> None:
+    """Guards what is kept from call to call: plans that share their positions, and plans that are gone."""
+    positions = torch.arange(4, device=device).expand(2, -1)
+    inputs = qkv(2, 4, 9, 2, 1, 16, torch.float32, device)
+    for offsets in ([0, 5], [5, 0], [2, 3]):
+        plan = AttentionPlan(positions=positions, offset=torch.tensor(offsets, device=device))
+        truth = REFERENCE.attention(*(x.double() for x in inputs), plan=plan)
+        assert torch.allclose(attention(*inputs, plan=plan).double(), truth, atol=1e-5)
+    kept = len(intervals_module._of_plans)
+    del plan
+    assert len(intervals_module._of_plans) < kept
+
+
+def test_what_sampling_made_can_be_trained_on(device: torch.device) -> None:
+    """Guards samples between training steps: a tensor of inference mode cannot be kept for a backward."""
+    q, k, v = qkv(1, 43, 43, 2, 1, 16, torch.float32, device)
+    plan = packed_plan(20, 23, device=device)
+    with torch.inference_mode():
+        attention(q, k, v)
+        attention(q, k, v, plan=plan)
+    q.requires_grad_()
+    (attention(q, k, v) + attention(q, k, v, plan=plan)).sum().backward()
+    assert q.grad is not None
 
 
 def test_what_the_kernels_do_not_serve_is_refused(device: torch.device) -> None:

@@ -1,11 +1,11 @@
-"""Makes what lies beside it: the tiny base model, its tokenizer and its rows, from the text of the small world.
+"""Makes the tiny base model, its tokenizer and its rows, from the text of the small world.
 
     python -m minitune.assets.tiny.make tokenizer                  the sentencepiece model
     python -m minitune.assets.tiny.make rows                       rows.jsonl, instructions to tune the model with
     python -m minitune.assets.tiny.make pretrain [--tokens 40e6]   the weights; the loss curve goes to curve.jsonl
 
-Everything is seeded. ``README.md`` says with which command, on which machine and in what time the model that ships was
-trained, and how far its loss came on text that it had not seen.
+Everything is seeded. All three are written beside this file, the weights into ``--out`` where that is given. What lies
+here now is older than this script: untrained weights with a tokenizer and rows of their own, until a model is trained.
 """
 
 import argparse
@@ -212,7 +212,7 @@ def write_folder(model: LanguageModel, out: Path) -> None:
 
 
 def main() -> None:
-    """Make one part, or all three."""
+    """Make one of the three parts."""
     parser = argparse.ArgumentParser(prog="python -m minitune.assets.tiny.make", description=__doc__)
     parser.add_argument("part", choices=("tokenizer", "rows", "pretrain"))
     parser.add_argument("--tokens", type=float, default=40e6, help="how many tokens to train on")

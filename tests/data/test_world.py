@@ -1,0 +1,107 @@
+"""The small world: the same for a seed, its answers right, its held-out combinations never in what is trained on."""
+
+import random
+import re
+
+import pytest
+
+from minitune.data.world import KINDS, documents, instructions, tasks
+from minitune.data.world.scenes import SCENES, Maker
+from minitune.data.world.words import CHINESE, ENGLISH, bilingual, held_out
+
+COUNT = 4 * len(KINDS)
+
+
+def test_a_seed_means_the_same_and_another_does_not() -> None:
+    assert list(documents(50, seed=1)) == list(documents(50, seed=1)) != list(documents(50, seed=2))
+    assert instructions(50, seed=1) == instructions(50, seed=1) != instructions(50, seed=2)
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_every_kind_comes_equally_often_in_both_languages(test: bool) -> None:
+    made = list(tasks(COUNT, seed=3, test=test))
+    for language in ("en", "zh"):
+        found = [task.kind for task in made if task.language == language]
+        assert {kind: found.count(kind) for kind in KINDS} == dict.fromkeys(KINDS, 2)
+
+
+def test_both_languages_have_the_same_words() -> None:
+    for field in ("people", "things", "foods", "places", "colours", "sounds", "opposites", "days", "numbers"):
+        assert len(getattr(ENGLISH, field)) == len(getattr(CHINESE, field)), field
+    assert len({x for x, _ in bilingual()}) == len({y for _, y in bilingual()}) == len(bilingual())
+
+
+def test_no_row_of_the_test_is_a_row_of_the_training() -> None:
+    def keys(test: bool) -> set[tuple[str, str]]:
+        return {(task.instruction, task.input) for task in tasks(4000, seed=0, test=test)}
+
+    assert not keys(False) & keys(True)
+
+
+def test_held_out_facts_are_never_asked_in_training_and_always_in_the_test() -> None:
+    """Guards by construction, told from the words of the rows, not from what the generator says of them."""
+    asked = {False: set(), True: set()}
+    for test in asked:
+        for task in tasks(8000, seed=5, test=test):
+            if task.kind == "sound" and task.language == "en":
+                found = re.fullmatch(r"The (\w+) says (\w+)\.", task.output)
+                assert found
+                assert ENGLISH.sounds[found[1]] == found[2]
+                asked[test].add(found[1])
+    assert asked[True] == {animal for animal in ENGLISH.animals if held_out("sound", animal, one_in=4)}
+    assert asked[False] == set(ENGLISH.animals) - asked[True]
+
+
+def test_held_out_pairs_stand_in_no_document() -> None:
+    """Guards the text: nobody in it has a thing, in English, that the test gives to him."""
+    pairs = [(p, t) for p in ENGLISH.people for t in ENGLISH.things if held_out("has", p, t)]
+    assert pairs
+    text = list(documents(20_000, seed=9))
+    for p, t in pairs:
+        for says in (rf"{p} (?:has|holds) a \w+ {t}\b", rf"The \w+ {t} belongs to {p}\b"):
+            assert not any(re.search(says, document) for document in text), (p, t)
+
+
+def test_answers_follow_from_their_stories() -> None:
+    """Guards the answers of some kinds by working them out again from the words of the story."""
+    number = {word: n for n, word in enumerate(ENGLISH.numbers, 1)}
+    for task in tasks(6000, seed=7):
+        if task.language != "en":
+            continue
+        listed = task.input.split(", ")
+        if task.kind in ("first", "second", "last"):
+            place = {"first": 0, "second": 1, "last": -1}[task.kind]
+            assert task.output == f"The {task.kind} is {listed[place]}."
+        elif task.kind == "count":
+            assert task.output == f"There are {ENGLISH.number(len(listed))} things."
+        elif task.kind == "reverse":
+            assert task.output == ", ".join(reversed(listed))
+        elif task.kind == "moved":
+            name = re.findall(r"Where is (\w+) now", task.instruction)[0]
+            went = re.findall(rf"{name} (?:goes|walks|runs) to the (\w+)", task.input)
+            assert task.output == f"{name} is in the {went[-1]} now."
+        elif task.kind in ("more", "fewer"):
+            stated = re.findall(
+                r"(\w+) (?:has|buys) (\w+) \w+\.|There are (\w+) \w+ on the table of (\w+)\.", task.input
+            )
+            counts = {p or q: number[n or k] for p, n, k, q in stated}
+            best = (max if task.kind == "more" else min)(counts, key=counts.__getitem__)
+            assert task.output.startswith(f"{best} has {task.kind}")
+
+
+def test_every_word_of_a_task_occurs_in_the_text() -> None:
+    """Guards the base model: an instruction never uses a word that it has not read."""
+
+    def words(text: str) -> set[str]:
+        return set(re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", text))
+
+    read = set().union(*(words(document) for document in documents(6000, seed=2)))
+    for task in tasks(4000, seed=4):
+        assert words(f"{task.instruction} {task.input} {task.output}") <= read
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_scene_for_the_test_keeps_only_what_is_held_out(name: str) -> None:
+    for words in (ENGLISH, CHINESE):
+        make = Maker(words, random.Random(1), test=True)
+        assert all(question.test for _ in range(20) for question in make.make(name).questions)
