@@ -2,12 +2,11 @@
 
 import json
 from base64 import b64encode
-from functools import cache
 from pathlib import Path
 
 import pytest
 import tiktoken
-from tokenizer_cases import random_texts
+from tokenizer_cases import published, random_texts
 
 from minitune.errors import TokenizerError
 from minitune.tokenizer import load_tokenizer
@@ -17,9 +16,6 @@ from minitune.tokenizer.files import Companions
 from minitune.tokenizer.rank_file import PUBLISHED, read_rank_file, read_ranks
 
 BYTES = [bytes([b]) for b in range(256)]
-
-
-published = cache(load_tokenizer)  # the real files stay as they are
 
 
 def written(tokens: list[bytes]) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from tokenizer_cases import SPACE, random_texts, slow_merge
+from tokenizer_cases import SPACE, published, random_texts, slow_merge
 
 from minitune.tokenizer import load_tokenizer
 from minitune.tokenizer.sentencepiece_proto import BYTE, NORMAL, USER_DEFINED, read_model
@@ -59,7 +59,7 @@ def marked(text: str, *, prefix: bool) -> str:
 @pytest.mark.parametrize("name", ["llama2", "llama2-zh"])
 def test_identity_models_equal_slow_bpe(material: Path, name: str) -> None:
     path = material / MODELS[name]
-    ours, slow = load_tokenizer(path), SlowBPE(path)
+    ours, slow = published(path), SlowBPE(path)
     for text in random_texts(3, 2000, list(slow.id_of)):
         assert ours.encode(text) == slow.encode(marked(text, prefix=True)), repr(text)
         assert ours.encode(text, continues=True) == slow.encode(marked(text, prefix=False)), repr(text)
@@ -70,7 +70,7 @@ def test_identity_models_equal_slow_bpe(material: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["stories260K", "meng"])
 def test_normalising_models_equal_slow_bpe(material: Path, name: str) -> None:
     path = material / MODELS[name]
-    ours, slow = load_tokenizer(path), SlowBPE(path)
+    ours, slow = published(path), SlowBPE(path)
     for text in random_texts(4, 2000, list(slow.id_of)):
         normal = slow.library.normalize(text)  # only the character map comes from the library
         assert ours.encode(text) == slow.encode(normal), repr(text)
@@ -91,7 +91,7 @@ def viterbi(normal: str, score_of: dict[str, float], unknown: float) -> float:
 
 def test_unigram_finds_the_best_cut(material: Path) -> None:
     path = material / MODELS["t5"]
-    ours = load_tokenizer(path)
+    ours = published(path)
     library = sentencepiece.SentencePieceProcessor(model_file=str(path))
     kinds = read_model(path.read_bytes()).pieces
     score_of = {piece: library.get_score(i) for i, (piece, kind) in enumerate(kinds) if kind == NORMAL}
@@ -107,7 +107,7 @@ def test_unigram_finds_the_best_cut(material: Path) -> None:
 
 @pytest.mark.parametrize("name", ["llama2", "t5"])
 def test_published_ids(material: Path, name: str) -> None:
-    ours = load_tokenizer(material / MODELS[name])
+    ours = published(material / MODELS[name])
     vectors = json.loads((material / "vectors" / "tokenization.json").read_text(encoding="utf-8"))[name]["cases"]
     checked = 0
     for case in vectors.values():
