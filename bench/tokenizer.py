@@ -4,8 +4,9 @@
 
 Three tables: *ours = reference* on published vectors, on seeded random strings and on every document of the corpus;
 megabytes a second on the corpus, English and Chinese in turns, one thread, beside the reference's fastest call; seconds
-to load: the first time, in a fresh process with all that it imports, and again. Rows go to ``bench/results/tokenizer.jsonl`` (not with ``--quick`` or ``--only``). Real files come from the
-folder that MINITUNE_MATERIAL names; where it is absent a vocabulary is trained here on text from a seeded generator.
+to load: the first time, in a fresh process with all that it imports, and again. Rows go to
+``bench/results/tokenizer.jsonl`` (not with ``--quick`` or ``--only``). Real files come from the folder that
+MINITUNE_MATERIAL names; where it is absent a vocabulary is trained here on text from a seeded generator.
 
 The reference is ``tokenizers`` (``transformers`` where a vocabulary is two files), asked to leave typed control tokens
 as text, as is the rule here. It is built from the pieces and scores of a sentencepiece file, and given normalised text

@@ -31,14 +31,19 @@ def live_merges(
     ``known``: the tokens that text can spell, by id, as bytes or as characters; one of length 1 is a symbol. A pair
     listed twice keeps its last place, as in the reference.
     """
+    if not merges:
+        return merges
     symbols = {id for id, data in known.items() if len(data) == 1}
-    made: set[int] = set()
-    while merges:
-        lefts, rights, made = map(set, zip(*merges, strict=True))
-        reachable = (symbols | made) & known.keys() - closed
-        if lefts <= reachable and rights <= reachable and made <= reachable:
-            break
-        merges = [m for m in merges if m[0] in reachable and m[1] in reachable and m[2] in reachable]
+    lefts, rights, made = map(set, zip(*merges, strict=True))
+    if not (lefts | rights | made) <= (symbols | made) & known.keys() - closed:
+        # Shorter tokens first, so that what can make a part is known before the part is asked for.
+        candidates = [m for m in merges if m[2] in known and m[2] not in closed]
+        reachable, made = symbols - closed, set[int]()
+        for left, right, token in sorted(candidates, key=lambda m: len(known[m[2]])):
+            if left in reachable and right in reachable:
+                reachable.add(token)
+                made.add(token)
+        merges = [m for m in candidates if m[0] in reachable and m[1] in reachable]
     # Two merges of one pair are the same three ids, so where each token has one merge no pair stands twice.
     if len(made) < len(merges) and len(set(merges)) < len(merges):
         last = {(left, right): (rank, made) for rank, (left, right, made) in enumerate(merges)}
