@@ -5,13 +5,14 @@
 Three tables: *ours = reference* on published vectors, on seeded random strings and on every document of the corpus;
 megabytes a second on the corpus, English and Chinese in turns, one thread, beside the reference's fastest call; seconds
 to load: the first time, in a fresh process with all that it imports, and again. Rows go to
-``bench/results/tokenizer.jsonl`` (not with ``--quick`` or ``--only``). Real files come from the folder that
-MINITUNE_MATERIAL names; where it is absent a vocabulary is trained here on text from a seeded generator.
+``bench/results/tokenizer.jsonl``, the table to ``tokenizer.md`` beside it (not with ``--quick`` or ``--only``). Real
+files come from the folder that MINITUNE_MATERIAL names; where it is absent a vocabulary is trained here on text from a
+seeded generator.
 
 The reference is ``tokenizers`` (``transformers`` where a vocabulary is two files), asked to leave typed control tokens
 as text, as is the rule here. It is built from the pieces and scores of a sentencepiece file, and given normalised text
 when ids are compared, as its normaliser is known to differ. Where words share a score no list of merges says what
-sentencepiece does, so there the reference is the ``sentencepiece`` library, which is also what runs here.
+sentencepiece does, so there the reference is the ``sentencepiece`` library, which also runs here, word by word.
 """
 
 import argparse
@@ -35,6 +36,7 @@ import tokenizers
 import torch
 
 from bench.measure import CHECKOUT, RESULTS, append, environment
+from minitune.files import write_text
 from minitune.tokenizer import Tokenizer, load_tokenizer
 from minitune.tokenizer.sentencepiece_proto import NORMAL, UNIGRAM, read_model
 
@@ -167,6 +169,7 @@ class Reference:
     """A reference library's tokenizer. ``exact`` gets the text as the file normalises it, where that is apart.
 
     ``score``: of a cut, where the best of all cuts is wanted: two of the same score are a tie, and both are right.
+    The same means to single precision, in which sentencepiece adds where ``tokenizers`` adds in double.
     """
 
     name: str
@@ -387,6 +390,22 @@ HEAD = (
 )
 
 
+def ties(row: dict[str, Any]) -> int:
+    return row["random_ties"] + row["corpus_ties"]
+
+
+def tie_line(row: dict[str, Any]) -> str:
+    return f"{row['name']}: {ties(row)} of the texts have two best cuts of one score, and each library takes one"
+
+
+def as_page(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
+    """What was printed, as a page that says where it was measured."""
+    versions = ", ".join(f"{name} {about[name]}" for name in ("tokenizers", "tiktoken", "sentencepiece", "python"))
+    where = f"`python -m bench.tokenizer`, {rows[0]['mb']:.0f} MB, one thread of {about['device']}, {about['date']}"
+    table = "\n".join([HEAD, *map(line, rows), *map(tie_line, filter(ties, rows))])
+    return f"{where}, best of {rows[0]['rounds']} rounds in turns; {versions}\n\n```\n{table}\n```\n"
+
+
 def main() -> None:
     """Print the table; write the rows of a full run; exit 1 where ids differ."""
     parser = argparse.ArgumentParser(prog="python -m bench.tokenizer", description=__doc__)
@@ -416,9 +435,8 @@ def main() -> None:
                 print(line(rows[-1]), flush=True)
     if not args.quick and not args.only:
         append(RESULTS / "tokenizer.jsonl", [row | about for row in rows])
-    for row in rows:
-        if ties := row["random_ties"] + row["corpus_ties"]:
-            print(f"{row['name']}: {ties} of the texts have two best cuts of one score, and each library takes one")
+        write_text(RESULTS / "tokenizer.md", as_page(rows, about))
+    print(*map(tie_line, filter(ties, rows)), sep="\n")
     different = [row for row in rows if not all_equal(row)]
     sys.exit(f"ids differ: {', '.join(row['name'] for row in different)}" if different else 0)
 
