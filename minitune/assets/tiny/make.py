@@ -4,8 +4,8 @@
     python -m minitune.assets.tiny.make rows                       rows.jsonl, instructions to tune the model with
     python -m minitune.assets.tiny.make pretrain [--tokens 40e6]   the weights; the loss curve goes to curve.jsonl
 
-Everything is seeded. All three are written beside this file, the weights into ``--out`` where that is given. What lies
-here now is older than this script: untrained weights with a tokenizer and rows of their own, until a model is trained.
+Everything is seeded. All three are written beside this file, the weights into ``--out`` where that is given. README.md
+there says how what ships was made.
 """
 
 import argparse
