@@ -12,15 +12,19 @@ what the template says.
 """
 
 from minitune.chat.encoded import Encoded, Part, Span
+from minitune.chat.jinja import JinjaTemplate
 from minitune.chat.message import Message, Role
-from minitune.chat.render import TrainOn, examples, render, rendered_text, terminator
+from minitune.chat.recognise import template_for
+from minitune.chat.render import AnyTemplate, TrainOn, examples, render, rendered_text, terminator
 from minitune.chat.segments import Template
 from minitune.chat.templates import ALPACA, TEMPLATES
 
 __all__ = [
     "ALPACA",
     "TEMPLATES",
+    "AnyTemplate",
     "Encoded",
+    "JinjaTemplate",
     "Message",
     "Part",
     "Role",
@@ -30,5 +34,6 @@ __all__ = [
     "examples",
     "render",
     "rendered_text",
+    "template_for",
     "terminator",
 ]

@@ -1,6 +1,6 @@
 """A conversation becomes ids and mask: for training, and, up to the opening of an answer, for a generation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from minitune.chat.encoded import (
@@ -12,6 +12,7 @@ from minitune.chat.encoded import (
     OTHERWISE,
     Encoded,
 )
+from minitune.chat.jinja import JinjaTemplate, jinja_script, own_terminator, own_text
 from minitune.chat.message import Message
 from minitune.chat.script import as_text, script
 from minitune.chat.segments import Template
@@ -19,12 +20,13 @@ from minitune.chat.writer import Decision, Writer
 from minitune.errors import ConfigError
 from minitune.tokenizer import Tokenizer
 
+AnyTemplate = Template | JinjaTemplate
 TrainOn = Literal["all", "last"]
 
 
 def render(
     messages: Sequence[Message],
-    template: Template,
+    template: AnyTemplate,
     tokenizer: Tokenizer,
     stop_id: int,
     *,
@@ -38,22 +40,12 @@ def render(
 
     Raises DataError for turns that the template has no form for, ConfigError for a tokenizer that lacks its tokens.
     """
-    last = len(messages) - 1
-    asks = not messages or messages[last].role != "assistant"
-    decisions = decide(messages, train_on)
-    if not prompts_nest(messages, template):
-        decisions = {
-            turn: found if turn == last or not found.trained else Decision(False, 0.0, OTHERWISE)
-            for turn, found in decisions.items()
-        }
-    pieces = script(template, messages, header=asks)
-    start = tokenizer.adds_bos if template.start is None else False
-    return Writer(template.name, tokenizer, stop_id, decisions).write(pieces, start=start)
+    return _render(messages, template, tokenizer, stop_id, decide(messages, train_on))[0]
 
 
 def examples(
     messages: Sequence[Message],
-    template: Template,
+    template: AnyTemplate,
     tokenizer: Tokenizer,
     stop_id: int,
     *,
@@ -62,15 +54,47 @@ def examples(
     """What to train a conversation by: one example, in which every answer stands behind the prompt that it would have.
 
     Where a template writes earlier turns otherwise in later prompts, no one text holds all of these prompts; then
-    each trained answer gets an example of its own. No example where no answer is trained.
+    each trained answer gets an example of its own. What follows the last trained answer is left out, and there is no
+    example where none is trained. Raises as ``render`` does.
     """
     decisions = decide(messages, train_on)
     trained = [turn for turn, found in decisions.items() if found.trained]
     if not trained:
         return []
-    if prompts_nest(messages, template):
-        return [render(messages, template, tokenizer, stop_id, train_on=train_on)]
-    return [render(messages[: turn + 1], template, tokenizer, stop_id, train_on=train_on) for turn in trained]
+    whole, nests = _render(messages[: trained[-1] + 1], template, tokenizer, stop_id, decisions)
+    if nests:
+        return [whole]
+    earlier = [_render(messages[: turn + 1], template, tokenizer, stop_id, decisions)[0] for turn in trained[:-1]]
+    return [*earlier, whole]
+
+
+def _render(
+    messages: Sequence[Message],
+    template: AnyTemplate,
+    tokenizer: Tokenizer,
+    stop_id: int,
+    decisions: Mapping[int, Decision],
+) -> tuple[Encoded, bool]:
+    """The ids, and whether the prompt of every answer is the start of the whole text."""
+    if isinstance(template, JinjaTemplate):
+        pieces, end, nests = jinja_script(template, messages, tokenizer)
+        if end not in (-1, stop_id):
+            raise ConfigError(
+                f"the model's own chat template ends an answer with {tokenizer.token(end)!r} (id {end}), but the id to "
+                f"stop on is {stop_id}; take the one that terminator() names"
+            )
+        start = False
+    else:
+        asks = not messages or messages[-1].role != "assistant"
+        pieces, nests = script(template, messages, header=asks), prompts_nest(messages, template)
+        start = tokenizer.adds_bos if template.start is None else False
+    if not nests:
+        last = len(messages) - 1
+        decisions = {
+            turn: found if turn == last or not found.trained else Decision(False, 0.0, OTHERWISE)
+            for turn, found in decisions.items()
+        }
+    return Writer(template.name, tokenizer, stop_id, decisions).write(pieces, start=start), nests
 
 
 def decide(messages: Sequence[Message], train_on: TrainOn) -> dict[int, Decision]:
@@ -99,8 +123,10 @@ def prompts_nest(messages: Sequence[Message], template: Template) -> bool:
     return sum(message.role == "user" for message in messages) < 2
 
 
-def terminator(template: Template, tokenizer: Tokenizer) -> int:
+def terminator(template: AnyTemplate, tokenizer: Tokenizer) -> int:
     """The id that ends an answer in this template; the generator must stop on it. ConfigError where there is none."""
+    if isinstance(template, JinjaTemplate):
+        return own_terminator(template, tokenizer)
     token = tokenizer.eos_id if template.end is None else tokenizer.token_id(template.end)
     if token is None:
         what = "no end-of-text token" if template.end is None else f"no token {template.end!r}"
@@ -111,8 +137,10 @@ def terminator(template: Template, tokenizer: Tokenizer) -> int:
     return token
 
 
-def rendered_text(messages: Sequence[Message], template: Template, tokenizer: Tokenizer, *, header: bool) -> str:
-    """The conversation as a published template would render it; with ``header``, add_generation_prompt is true."""
+def rendered_text(messages: Sequence[Message], template: AnyTemplate, tokenizer: Tokenizer, *, header: bool) -> str:
+    """The conversation as one text, as published templates render it; ``header``: add_generation_prompt is true."""
+    if isinstance(template, JinjaTemplate):
+        return own_text(template, messages, tokenizer, header=header)
 
     def name(token: int | None) -> str:
         return "" if token is None else tokenizer.token(token)

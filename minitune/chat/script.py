@@ -58,7 +58,7 @@ class _Turn:
         return self.opens if when.condition == "opens" else self.closes
 
     def text(self, field: Field) -> str:
-        text = self.system if field.name == "system" else getattr(self.message, field.name)
+        text: str = self.system if field.name == "system" else getattr(self.message, field.name)  # type: ignore
         if field.trim == "both":
             text = text.strip()
         elif field.trim == "right":

@@ -73,8 +73,8 @@ class Template:
     """How a conversation is written.
 
     An assistant turn is ``header`` (read, never trained: a generation starts behind it), ``answer`` (text, trained as
-    one with the stop id behind it) and ``after`` (never trained). ``opening`` stands before the first turn and ``closing`` behind the last
-    answer. ``user_again`` is a user turn that is not the first; None: as the first.
+    one with the stop id behind it) and ``after`` (never trained). ``opening`` stands before the first turn and
+    ``closing`` behind the last answer. ``user_again`` is a user turn that is not the first; None: as the first.
 
     ``system_in``: where a system message at the start goes. "last user" makes earlier turns be written anew in every
     prompt, so such a conversation is trained one answer at a time. ``system`` is a system turn later on, ``tool`` a
