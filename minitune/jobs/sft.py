@@ -1,7 +1,6 @@
 """The main job: a model folder and an instruction file in, a run folder with a tuned model out."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from minitune.data.batch import Batch, pad_rows, step_rows
 from minitune.data.formats import Row
 from minitune.device import peak_memory_bytes, pick_device, pick_dtype, pick_ops
 from minitune.errors import ConfigError, TrainingError
-from minitune.files import read_json, sha256, write_json, write_text
+from minitune.files import code_fingerprint, read_json, sha256, write_json, write_text
 from minitune.jobs.dataset import Dataset, prepare, stop_of
 from minitune.jobs.load import Source, resolve, tokenizer_of
 from minitune.optim import AdamW, learning_rate, warmup_steps
@@ -231,7 +230,7 @@ class Run:
             "weights": {file.name: sha256(file) for file in weight_files(source.base)[0]},
             "tokenizer": self.tokenizer.fingerprint,
             "template": {"name": self.config.template, "sha256": TEMPLATES[self.config.template].fingerprint},
-            "code": _code_fingerprint(),
+            "code": code_fingerprint(),
             "choices": {name: {"value": value, "why": why} for name, (value, why) in self.choices.items()},
             "threads": torch.get_num_threads(),
             "seed": self.config.seed,
@@ -328,12 +327,3 @@ def _validation_line(validation: Validation) -> dict[str, float]:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _code_fingerprint() -> str:
-    """SHA-256 over the package's own sources, so that a run names the code that made it."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
