@@ -287,7 +287,7 @@ class SFTConfig:
     eval_every: int = 0
     """Optimizer steps between validations; 0 validates before the first step and after the last."""
     template: str = ""
-    """How a conversation becomes text: a template by name; by itself the model's own, or alpaca where it brings none."""
+    """How a conversation becomes text: a template by name; else the model's own, or alpaca where it brings none."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes a GPU when there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -5,9 +5,9 @@ trained ids fall into stretches, each of which must decode to one answer and end
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 from minitune.chat import AnyTemplate, Encoded, Template
 from minitune.tokenizer import Tokenizer
@@ -99,6 +99,18 @@ class MaskReport:
         if len(self.problems) < MOST_PROBLEMS:
             self.problems.append((where, rule, found))
 
+    def as_json(self) -> dict[str, Any]:
+        """Every count by its name; ``from_json`` takes it back."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: dict(value) if isinstance(value, Counter) else value for name, value in found.items()}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "MaskReport":
+        """The report that ``as_json`` gave."""
+        values = {name: Counter(value) if isinstance(value, dict) else value for name, value in found.items()}
+        values["problems"] = [tuple(problem) for problem in values["problems"]]
+        return cls(**values)
+
     def merge(self, other: "MaskReport") -> None:
         """Add the counts of rows that come after these."""
         for name in ("rows", "examples", "tokens", "trained_tokens", "altered_answers", "split_rows", "shortened_rows",
@@ -151,7 +163,7 @@ def check_example(example: Encoded, answers: Sequence[str], checks: Checks, *, c
         if not whole and ids[end - 1] in checks.stop_ids:
             return Verdict("terminator", "a cut answer ends with a stop id, as if it were complete")
         inside = ids[start : end - 1] if whole else ids[start:end]
-        control = {tokenizer.bos_id, tokenizer.pad_id} - {None, tokenizer.unk_id}
+        control = {token for token in (tokenizer.bos_id, tokenizer.pad_id) if token not in (None, tokenizer.unk_id)}
         if control & set(inside):
             return Verdict("control", f"control id {min(control & set(inside))} stands in the answer {text[:60]!r}")
         # Where nothing but the start token stands before it, an answer begins as a text does by itself.
@@ -183,7 +195,7 @@ def _outside(example: Encoded, checks: Checks) -> tuple[str, str] | None:
             return "behind", f"ids {span.start} to {span.end - 1} stand behind the last trained one"
         if span.part != "content" or span.trained:
             continue
-        control = {*checks.stop_ids, tokenizer.bos_id} - {None, tokenizer.unk_id}
+        control = {token for token in (*checks.stop_ids, tokenizer.bos_id) if token not in (None, tokenizer.unk_id)}
         inside = control & set(ids[span.start : span.end])
         if inside and not (span.start == 0 and {ids[0]} == inside and ids[1 : span.end].count(ids[0]) == 0):
             return "control", f"control id {min(inside)} stands in the text of message {span.turn + 1}"

@@ -9,7 +9,7 @@ costs a hash a row.
 import math
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,16 @@ class Dataset:
     def long_rows(self) -> int:
         return sum(prepared.long_rows for prepared in self.prepared)
 
+    @property
+    def train_rows(self) -> int:
+        """Rows whose examples are trained on."""
+        return len(np.unique(self.train.rows))
+
+    @property
+    def val_rows(self) -> int:
+        """Rows whose examples are validated on."""
+        return len(np.unique(self.val.rows))
+
     def epoch(self, epoch: int, seed: int) -> list[int]:
         """Which training examples an epoch sees: each once, or as often as the weight of its file says."""
         if all(weight == 1 for weight in self.weights.values()):
@@ -101,12 +111,12 @@ class Dataset:
 
     def summary(self) -> dict[str, Any]:
         """What ``inspect.json`` holds."""
-        return asdict(self.report) | {
+        return self.report.as_json() | {
             "rules": RULES,
             "train_examples": len(self.train),
             "val_examples": len(self.val),
-            "train_rows": len(np.unique(self.train.rows)),
-            "val_rows": len(np.unique(self.val.rows)),
+            "train_rows": self.train_rows,
+            "val_rows": self.val_rows,
             "dropped_bad_rows": self.bad_rows,
             "dropped_long_rows": self.long_rows,
             "val_rows_also_in_train": self.leaked_rows,
@@ -115,7 +125,7 @@ class Dataset:
 
 
 def data_specs(text: str) -> list[str]:
-    """The files of ``--data``: one name, or several with spaces between them, each with its ``=weight`` if it has one."""
+    """The files of ``--data``: one name, or several with spaces between them, each perhaps with its ``=weight``."""
     if Path(text).is_file() or Path(parse_source(text).name if "=" in text else text).is_file():
         return [text]
     return shlex.split(text) or [text]
@@ -155,21 +165,19 @@ def prepare(
     make = Preparation(config, tokenizer, folder, recipe, progress)
     main = make.run([source.name for source in sources], limit=config.rows)
     val = _validation(config.val)
+    refuse(main, recipe, positions)
     everything = np.arange(len(main.store))
     parts, leaked, prepared = Part(main.store, everything), 0, [main]
     held = Part(main.store, everything[:0])
     if isinstance(val, Path):
         other = make.run([config.val], limit=0)
+        refuse(other, recipe, positions)
         prepared.append(other)
         held = Part(other.store, np.arange(len(other.store)))
         trained = set(main.questions)
         leaked = sum(question in trained for question in other.questions)
     elif val:
         parts, held = split(main, val, config)
-    for one in prepared:
-        refuse(one, recipe, positions)
-    if not len(parts):
-        raise DataError(f"{config.data}: no row is left to train on (all are longer than {recipe.max_length} tokens)")
     shown_of, part = (prepared[-1], held) if len(held) else (main, parts)
     return Dataset(
         train=parts,
@@ -188,7 +196,8 @@ def split(main: Prepared, val: float | int, config: SFTConfig) -> tuple[Part, Pa
     wanted = int(val) if val >= 1 else math.floor(val * total + 0.5)
     if not 0 < wanted < total:
         what = "no row to validate on; ask for more" if wanted < 1 else "no row to train on; ask for fewer"
-        raise DataError(f"{config.data}: --val {config.val} of {total:,} rows leaves {what}, or pass --val 0 for none")
+        held = f"--val {config.val} of {total:,} rows leaves {what}"
+        raise DataError(f"{config.data}: {held}, or pass --val 0 for no validation")
     try:
         parts = split_groups(main.questions, [wanted], seed=config.seed)
     except DataError as error:
@@ -207,6 +216,9 @@ def refuse(prepared: Prepared, recipe: Recipe, positions: int) -> None:
             f"rows; pass --on-long drop to leave them out, or truncate-history to shorten them (the model has "
             f"{positions} positions)"
         )
+    if not len(prepared.store):
+        files, limit = ", ".join(prepared.files), recipe.max_length
+        raise DataError(f"{files}: no row is left to train on (all are longer than {limit} tokens)")
     if prepared.report.failures:
         where, _, found = prepared.report.problems[0]
         count = sum(prepared.report.failures.values())

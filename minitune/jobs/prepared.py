@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -118,7 +117,7 @@ class Preparation:
 
     def _key(self, files: Sequence[str], limit: int) -> str:
         """A hash of everything that decides what is prepared."""
-        settings = asdict(replace(self.recipe, template=self.recipe.template.fingerprint))  # pyright: ignore
+        settings = asdict(replace(self.recipe, template=self.recipe.template.fingerprint))
         parts: dict[str, Any] = {
             "files": [(name, sha256(Path(name)) if Path(name).is_file() else "") for name in files],
             "tokenizer": self.tokenizer.fingerprint,
@@ -150,9 +149,9 @@ class Preparation:
                 self.progress(report.rows + len(long), True)
 
         def rest() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-            meta = {"report": asdict(report), "starts": reader.starts, "bad_rows": len(reader.bad)}
+            meta = {"report": report.as_json(), "starts": reader.starts, "bad_rows": len(reader.bad)}
             meta |= {"long_rows": len(long), "first_long": long[0] if long else ("", 0)}
-            hashes = np.frombuffer(bytes(questions), np.uint8).reshape(len(numbers), -1)
+            hashes = np.frombuffer(bytes(questions), np.uint8).reshape(len(numbers), 32)
             return meta, {"numbers": np.array(numbers, np.int64), "questions": hashes}
 
         try:
@@ -163,11 +162,9 @@ class Preparation:
 
     def _opened(self, store: TokenStore, files: Sequence[str], *, remembered: bool) -> Prepared:
         meta = store.meta
-        report = {key: Counter(value) if isinstance(value, dict) else value for key, value in meta["report"].items()}
-        report["problems"] = [tuple(problem) for problem in report["problems"]]
         return Prepared(
             store=store,
-            report=MaskReport(**report),
+            report=MaskReport.from_json(meta["report"]),
             files=tuple(files),
             starts=tuple(meta["starts"]),
             bad_rows=meta["bad_rows"],
