@@ -107,7 +107,9 @@ class MaskReport:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "MaskReport":
         """The report that ``as_json`` gave."""
-        values = {name: Counter(value) if isinstance(value, dict) else value for name, value in found.items()}
+        values: dict[str, Any] = {
+            name: Counter(value) if isinstance(value, dict) else value for name, value in found.items()
+        }
         values["problems"] = [tuple(problem) for problem in values["problems"]]
         return cls(**values)
 

@@ -90,6 +90,9 @@ def pack_rows(rows: Sequence[Sequence[Example]], capacity: int, device: torch.de
     so that its first id is never predicted from another document, and its last is no input to one. What a row has left
     is a document of padding.
     """
+    for row in rows:
+        if (inputs := sum(len(document.ids) - 1 for document in row)) > capacity:
+            raise ValueError(f"documents of {inputs} inputs do not fit into a row of {capacity}")
     filled = [[*row, capacity - sum(len(document.ids) - 1 for document in row)] for row in rows]
     return _concatenated(filled, capacity, device)
 
@@ -115,7 +118,6 @@ def _concatenated(rows: Sequence[Sequence[Example | int]], capacity: int, device
             positions[0, part] = torch.arange(n)
             lengths += [n] if n else []
             at += n
-    assert at == T, f"rows of {capacity} hold {at} of {T} places"
     cu = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     longest = max(lengths)
     plan = AttentionPlan(

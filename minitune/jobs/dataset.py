@@ -126,7 +126,7 @@ class Dataset:
 
 def data_specs(text: str) -> list[str]:
     """The files of ``--data``: one name, or several with spaces between them, each perhaps with its ``=weight``."""
-    if Path(text).is_file() or Path(parse_source(text).name if "=" in text else text).is_file():
+    if Path(text).is_file() or Path(text.rpartition("=")[0] or text).is_file():
         return [text]
     return shlex.split(text) or [text]
 
