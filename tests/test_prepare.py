@@ -40,7 +40,8 @@ def rows_for(n: int) -> list[dict[str, Any]]:
 
 
 def settings(data: str, **changes: Any) -> SFTConfig:
-    return SFTConfig(**{"model": "tiny", "data": data, "out": "nowhere", "val": "0"} | changes)
+    given: dict[str, Any] = {"model": "tiny", "data": data, "out": "nowhere", "val": "0"}
+    return SFTConfig(**given | changes)
 
 
 def recipe(config: SFTConfig, template: str = "alpaca", *, named: bool = False) -> Recipe:
@@ -272,7 +273,7 @@ def test_packed_and_padded_are_one_loss(tokenizer: Tokenizer, ops: Any, dtype: t
     from minitune.assets.tiny.make import SHAPE
 
     rows = examples(tokenizer)
-    model = build(SHAPE, ops=ops).to(dtype)
+    model = build(SHAPE, ops, dtype).to(dtype)
     model.initialize(seed=1)
 
     def loss(batches: list[Batch]) -> tuple[float, torch.Tensor]:
@@ -299,7 +300,7 @@ def test_packed_documents_do_not_see_each_other(tokenizer: Tokenizer, ops: Any) 
     from minitune.assets.tiny.make import SHAPE
 
     rows = examples(tokenizer)
-    model = build(SHAPE, ops=ops)
+    model = build(SHAPE, ops)
     model.initialize(seed=1)
     batch = pack_rows([rows], 1 + sum(len(row.ids) for row in rows))
     first = len(rows[0].ids) - 1
