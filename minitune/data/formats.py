@@ -158,11 +158,15 @@ def refuse_bad(bad: Sequence[BadRow], *, good: int, on_bad: Literal["error", "dr
     if unread:
         raise DataError(f"{unread[0].where}: {unread[0].reason}; mend the file")
     if bad and on_bad != "drop":
-        count, total = len(bad), len(bad) + good
-        named = "; ".join(f"{row.where}: {row.reason}" for row in bad[:3])
-        more = f"; and {count - 3:,} more" if count > 3 else ""
-        verb = "is" if count == 1 else "are"
-        raise DataError(f"{count:,} of {total:,} rows {verb} bad: {named}{more}; fix them, or pass --on-bad drop")
+        raise DataError(bad_rows_message([(row.where, row.reason) for row in bad[:3]], len(bad), len(bad) + good))
+
+
+def bad_rows_message(first: Sequence[tuple[str, str]], count: int, total: int) -> str:
+    """Return what to say of ``count`` bad rows among ``total``, of which ``first`` are the first, with their reasons."""
+    named = "; ".join(f"{where}: {reason}" for where, reason in first[:3])
+    more = f"; and {count - 3:,} more" if count > 3 else ""
+    verb = "is" if count == 1 else "are"
+    return f"{count:,} of {total:,} rows {verb} bad: {named}{more}; fix them, or pass --on-bad drop"
 
 
 def _no_good_row(name: str, bad: list[BadRow], head: Head) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from minitune.chat import AnyTemplate
 from minitune.config import SFTConfig
-from minitune.data.formats import Row
+from minitune.data.formats import Row, bad_rows_message
 from minitune.data.sources import copies, parse_source
 from minitune.data.split import split_groups
 from minitune.data.store import Document, TokenStore
@@ -165,13 +165,13 @@ def prepare(
     make = Preparation(config, tokenizer, folder, recipe, progress)
     main = make.run([source.name for source in sources], limit=config.rows)
     val = _validation(config.val)
-    refuse(main, recipe, positions)
+    refuse(main, config, recipe, positions)
     everything = np.arange(len(main.store))
     parts, leaked, prepared = Part(main.store, everything), 0, [main]
     held = Part(main.store, everything[:0])
     if isinstance(val, Path):
         other = make.run([config.val], limit=0)
-        refuse(other, recipe, positions)
+        refuse(other, config, recipe, positions)
         prepared.append(other)
         held = Part(other.store, np.arange(len(other.store)))
         trained = set(main.questions)
@@ -206,10 +206,13 @@ def split(main: Prepared, val: float | int, config: SFTConfig) -> tuple[Part, Pa
     return Part(main.store, np.flatnonzero(~inside)), Part(main.store, np.flatnonzero(inside))
 
 
-def refuse(prepared: Prepared, recipe: Recipe, positions: int) -> None:
-    """Raise DataError for rows that are too long, where that is an error, and for a mask that is wrong."""
-    where, tokens = prepared.first_long
+def refuse(prepared: Prepared, config: SFTConfig, recipe: Recipe, positions: int) -> None:
+    """Raise DataError for bad rows and for too long ones, where that is an error, and for a mask that is wrong."""
+    if prepared.bad_rows and config.on_bad == "error":
+        rows = prepared.report.rows + prepared.long_rows
+        raise DataError(bad_rows_message(prepared.bad, prepared.bad_rows, rows + prepared.bad_rows))
     if prepared.long_rows and recipe.on_long == "error":
+        where, tokens = prepared.long[0]
         total = prepared.report.rows + prepared.long_rows
         raise DataError(
             f"{where}: {tokens} tokens, over --max-length {recipe.max_length}, like {prepared.long_rows} of {total} "

@@ -24,6 +24,8 @@ from minitune.jobs.encode import Recipe, encode_rows
 from minitune.mask_report import MaskReport
 from minitune.tokenizer import Tokenizer
 
+FIRST = 20
+"""Rows of a kind that are kept by name."""
 Progress = Callable[[int, bool], None]
 """Called with the rows that are encoded so far, and whether these are all."""
 
@@ -33,7 +35,8 @@ class Prepared:
     """The examples of some files, and what happened on the way: nothing is left out without being counted.
 
     ``numbers`` and ``questions``: of each row with examples its number, and the hash of its question, by which rows are
-    split. ``starts``: the number of the first row of each file. ``longest``: the first row that was too long.
+    split. ``starts``: the number of the first row of each file. ``bad`` and ``long``: the first rows that were left out
+    because they are bad, with the reason, or too long, with their tokens; ``bad_rows`` and ``long_rows`` count all.
     """
 
     store: TokenStore
@@ -42,7 +45,8 @@ class Prepared:
     starts: tuple[int, ...]
     bad_rows: int
     long_rows: int
-    first_long: tuple[str, int]
+    bad: tuple[tuple[str, str], ...]
+    long: tuple[tuple[str, int], ...]
     remembered: bool
 
     @property
@@ -80,13 +84,15 @@ class Reader:
                 if self.good == self.limit:
                     return
 
-    def refuse(self, on_bad: Any) -> None:
-        """Raise DataError for bad rows, where that is an error, for no good one, and for columns that no row has."""
+    def refuse(self) -> None:
+        """Raise DataError for no good row, for a file that could not be read to its end, and for unused columns."""
         check_used(self.columns, self.files)
+        refuse_bad(self.bad, good=self.good, on_bad="drop")
         if not self.good:
-            first = f"; the first is {self.bad[0].where}: {self.bad[0].reason}" if self.bad else ""
-            raise DataError(f"{', '.join(self.files)}: no row to train on, {len(self.bad):,} bad ones{first}")
-        refuse_bad(self.bad, good=self.good, on_bad=on_bad)
+            first = f": {self.bad[0].where}: {self.bad[0].reason}" if self.bad else ""
+            count = f"all {len(self.bad):,} rows are bad, the first is" if len(self.bad) > 1 else "its one row is bad"
+            what = count if self.bad else "there is no row in it"
+            raise DataError(f"{', '.join(self.files)}: has no row to train on; {what}{first}")
 
 
 class Preparation:
@@ -117,13 +123,14 @@ class Preparation:
 
     def _key(self, files: Sequence[str], limit: int) -> str:
         """A hash of everything that decides what is prepared."""
-        settings = asdict(replace(self.recipe, template=self.recipe.template.fingerprint))
+        # Whether a long row is an error is decided when the store is used.
+        on_long = "truncate-history" if self.recipe.on_long == "truncate-history" else "drop"
+        settings = asdict(replace(self.recipe, template=self.recipe.template.fingerprint, on_long=on_long))
         parts: dict[str, Any] = {
             "files": [(name, sha256(Path(name)) if Path(name).is_file() else "") for name in files],
             "tokenizer": self.tokenizer.fingerprint,
             "stop": terminator(self.recipe.template, self.tokenizer),
             "settings": settings,
-            "on_bad": self.config.on_bad,
             "columns": self.config.columns,
             "limit": limit,
             "code": code_fingerprint(),
@@ -144,13 +151,14 @@ class Preparation:
                 if self.progress is not None:
                     self.progress(report.rows + len(long), False)
                 yield chunk.piece
-            reader.refuse(self.config.on_bad)
+            reader.refuse()
             if self.progress is not None:
                 self.progress(report.rows + len(long), True)
 
         def rest() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-            meta = {"report": report.as_json(), "starts": reader.starts, "bad_rows": len(reader.bad)}
-            meta |= {"long_rows": len(long), "first_long": long[0] if long else ("", 0)}
+            bad = [(row.where, row.reason) for row in reader.bad[:FIRST]]
+            meta = {"report": report.as_json(), "starts": reader.starts, "bad": bad, "long": long[:FIRST]}
+            meta |= {"bad_rows": len(reader.bad), "long_rows": len(long)}
             hashes = np.frombuffer(bytes(questions), np.uint8).reshape(len(numbers), 32)
             return meta, {"numbers": np.array(numbers, np.int64), "questions": hashes}
 
@@ -169,7 +177,8 @@ class Preparation:
             starts=tuple(meta["starts"]),
             bad_rows=meta["bad_rows"],
             long_rows=meta["long_rows"],
-            first_long=tuple(meta["first_long"]),
+            bad=tuple(map(tuple, meta["bad"])),
+            long=tuple(map(tuple, meta["long"])),
             remembered=remembered,
         )
 
