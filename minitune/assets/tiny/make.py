@@ -29,7 +29,7 @@ from minitune.checkpoint import save_checkpoint
 from minitune.config import ModelConfig
 from minitune.data.batch import Batch
 from minitune.data.world import documents, vocabulary, write_instructions
-from minitune.data.world.words import CHINESE
+from minitune.data.world.words import CHINESE, LANGUAGES
 from minitune.files import write_json, write_text
 from minitune.models import LanguageModel, build
 from minitune.ops import IGNORE, rows_plan
@@ -39,7 +39,7 @@ from minitune.train import Validation, evaluate, train
 
 HERE = Path(__file__).parent
 SHAPE = ModelConfig(
-    vocab_size=1280,
+    vocab_size=1536,
     hidden_size=128,
     intermediate_size=352,
     num_layers=6,
@@ -54,7 +54,8 @@ CHUNK = 20_000
 """Documents that one process makes at a time; a chunk's seed is its number, and chunk 0 is held out."""
 COMMON = (
     "什么", "颜色", "现在", "哪里", "地方", "列表", "第一", "第二", "最后", "英语", "反义词", "然后", "之后", "后来",
-    "一样", "东西", "后面", "前面", "动物", "数字", "知道", "高兴",
+    "一样", "东西", "后面", "前面", "动物", "数字", "知道", "高兴", "问题", "回答", "答案", "短文", "内容", "请求", "声音",
+    "叫声", "相反", "今天", "明天", "说出", "一天", "之后",
 )  # fmt: skip
 """Chinese words of the phrases that may be one piece, beside the words of the world."""
 
@@ -95,10 +96,12 @@ def alpaca_lines() -> list[str]:
 def make_tokenizer() -> None:
     """Train a BPE of ``SHAPE.vocab_size`` pieces on text of the world, every word of it, and the words of the template.
 
-    No space is put before a text, so that a Chinese word is the same piece at its start and inside it.
+    No space is put before a text, so that a Chinese word is the same piece at its start and inside it; an English word
+    of the lexicon is one piece both at the start of a line and after a space.
     """
     template = alpaca_lines()
-    corpus = [*vocabulary(), *documents(CHUNK, seed=1), *(template * 300)]
+    alone = [f"{space}{word}" for words in LANGUAGES for word in words.lexicon() for space in ("", " ")]
+    corpus = [*vocabulary(), *documents(CHUNK, seed=1), *(template * 300), *(alone * 100)]
     pieces = [piece for text in corpus for line in text.split("\n") for piece in split_chinese(line)]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(pieces),

@@ -1,7 +1,8 @@
 """How the small world is spoken of: sentences with slots, and questions with the one answer that is right.
 
 Slots: p, q people; t thing, m its measure word; c colour; l place; f food; n, k numbers; a animal, s its sound;
-x, y words; list a list. A question of ``ASK`` is a pair (question, answer).
+x, y words; list a list. A question of ``ASK`` is a pair (question, answer); where ways of asking for a fact are held
+out (``FACTS`` of scenes.py), every fact has four of them.
 """
 
 SAY: dict[str, dict[str, tuple[str, ...]]] = {
@@ -32,39 +33,100 @@ ASK: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
             ("What colour is the {t}?", "The {t} is {c}."),
             ("Which colour does the {t} have?", "The {t} is {c}."),
         ),
-        "more": (("Who has more {f}?", "{p} has more {f}."),),
-        "fewer": (("Who has fewer {f}?", "{p} has fewer {f}."),),
-        "moved": (("Where is {p} now?", "{p} is in the {l} now."),),
-        "count": (("How many things are in the list?", "There are {n} things."),),
-        "first": (("What comes first in the list?", "The first is {x}."),),
-        "second": (("What comes second in the list?", "The second is {x}."),),
-        "last": (("What comes last in the list?", "The last is {x}."),),
-        "reverse": (("Say the list backwards.", "{list}"),),
-        "range": (("Count from {n} to {k}.", "{list}"),),
-        "odd": (("Which word does not belong in the list?", "{x} does not belong."),),
-        "translate": (("What is {x} in Chinese?", "{x} is {y} in Chinese."),),
-        "opposite": (("What is the opposite of {x}?", "The opposite of {x} is {y}."),),
-        "sound": (("What does the {a} say?", "The {a} says {s}."),),
-        "day": (("Which day comes after {x}?", "After {x} comes {y}."),),
+        "more": (("Who has more {f}?", "{p} has more {f}."), ("Who has the most {f}?", "{p} has the most {f}.")),
+        "fewer": (("Who has fewer {f}?", "{p} has fewer {f}."), ("Who has the fewest {f}?", "{p} has the fewest {f}.")),
+        "moved": (
+            ("Where is {p} now?", "{p} is in the {l} now."),
+            ("Where can we find {p} now?", "{p} is in the {l} now."),
+        ),
+        "count": (
+            ("How many things are in the list?", "There are {n} things."),
+            ("Count the things in the list.", "There are {n} things."),
+        ),
+        "first": (
+            ("What comes first in the list?", "The first is {x}."),
+            ("Name the first thing in the list.", "The first is {x}."),
+        ),
+        "second": (
+            ("What comes second in the list?", "The second is {x}."),
+            ("Name the second thing in the list.", "The second is {x}."),
+        ),
+        "last": (
+            ("What comes last in the list?", "The last is {x}."),
+            ("Name the last thing in the list.", "The last is {x}."),
+        ),
+        "reverse": (("Say the list backwards.", "{list}"), ("Turn the list around.", "{list}")),
+        "range": (("Count from {n} to {k}.", "{list}"), ("Say the numbers from {n} to {k}.", "{list}")),
+        "odd": (
+            ("Which word does not belong in the list?", "{x} does not belong."),
+            ("Find the word that does not belong.", "{x} does not belong."),
+        ),
+        "translate": (
+            ("What is {x} in Chinese?", "{x} is {y} in Chinese."),
+            ("How do you say {x} in Chinese?", "{x} is {y} in Chinese."),
+            ("Which Chinese word means {x}?", "{x} is {y} in Chinese."),
+            ("Give the Chinese word for {x}.", "{x} is {y} in Chinese."),
+        ),
+        "opposite": (
+            ("What is the opposite of {x}?", "The opposite of {x} is {y}."),
+            ("Which word means the opposite of {x}?", "The opposite of {x} is {y}."),
+            ("Say the opposite of {x}.", "The opposite of {x} is {y}."),
+            ("If it is not {x}, what is it?", "The opposite of {x} is {y}."),
+        ),
+        "sound": (
+            ("What does the {a} say?", "The {a} says {s}."),
+            ("Which sound does the {a} make?", "The {a} says {s}."),
+            ("How does the {a} speak?", "The {a} says {s}."),
+            ("What do you hear from the {a}?", "The {a} says {s}."),
+        ),
+        "day": (
+            ("Which day comes after {x}?", "After {x} comes {y}."),
+            ("Today is {x}. Which day is tomorrow?", "After {x} comes {y}."),
+            ("Which day follows {x}?", "After {x} comes {y}."),
+            ("What day is it one day after {x}?", "After {x} comes {y}."),
+        ),
     },
     "zh": {
         "has": (("{p}有什么？", "{p}有一{m}{c}的{t}。"), ("{p}手里拿着什么？", "{p}有一{m}{c}的{t}。")),
         "who": (("谁有{t}？", "{p}有{t}。"), ("{t}是谁的？", "{p}有{t}。")),
         "where": (("{p}在哪里？", "{p}在{l}里。"), ("{p}在什么地方？", "{p}在{l}里。")),
         "colour": (("{t}是什么颜色的？", "{t}是{c}的。"), ("{t}的颜色是什么？", "{t}是{c}的。")),
-        "more": (("谁的{f}更多？", "{p}的{f}更多。"),),
-        "fewer": (("谁的{f}更少？", "{p}的{f}更少。"),),
-        "moved": (("{p}现在在哪里？", "{p}现在在{l}里。"),),
-        "count": (("列表里有几样东西？", "一共有{n}样东西。"),),
-        "first": (("列表里第一个是什么？", "第一个是{x}。"),),
-        "second": (("列表里第二个是什么？", "第二个是{x}。"),),
-        "last": (("列表里最后一个是什么？", "最后一个是{x}。"),),
-        "reverse": (("把列表倒过来说。", "{list}"),),
-        "range": (("从{n}数到{k}。", "{list}"),),
-        "odd": (("列表里哪个词和别的不一样？", "{x}和别的不一样。"),),
-        "translate": (("{x}用英语怎么说？", "{x}用英语说是{y}。"),),
-        "opposite": (("{x}的反义词是什么？", "{x}的反义词是{y}。"),),
-        "sound": (("{a}怎么叫？", "{a}叫起来是{s}。"),),
-        "day": (("{x}的后面是哪一天？", "{x}的后面是{y}。"),),
+        "more": (("谁的{f}更多？", "{p}的{f}更多。"), ("谁的{f}最多？", "{p}的{f}最多。")),
+        "fewer": (("谁的{f}更少？", "{p}的{f}更少。"), ("谁的{f}最少？", "{p}的{f}最少。")),
+        "moved": (("{p}现在在哪里？", "{p}现在在{l}里。"), ("现在去哪里找{p}？", "{p}现在在{l}里。")),
+        "count": (("列表里有几样东西？", "一共有{n}样东西。"), ("数一数列表里的东西。", "一共有{n}样东西。")),
+        "first": (("列表里第一个是什么？", "第一个是{x}。"), ("说出列表里的第一个。", "第一个是{x}。")),
+        "second": (("列表里第二个是什么？", "第二个是{x}。"), ("说出列表里的第二个。", "第二个是{x}。")),
+        "last": (("列表里最后一个是什么？", "最后一个是{x}。"), ("说出列表里的最后一个。", "最后一个是{x}。")),
+        "reverse": (("把列表倒过来说。", "{list}"), ("请倒着说列表。", "{list}")),
+        "range": (("从{n}数到{k}。", "{list}"), ("请说出从{n}到{k}的数字。", "{list}")),
+        "odd": (
+            ("列表里哪个词和别的不一样？", "{x}和别的不一样。"),
+            ("找出和别的不一样的词。", "{x}和别的不一样。"),
+        ),
+        "translate": (
+            ("{x}用英语怎么说？", "{x}用英语说是{y}。"),
+            ("{x}的英语是什么？", "{x}用英语说是{y}。"),
+            ("请用英语说{x}。", "{x}用英语说是{y}。"),
+            ("哪个英语词是{x}？", "{x}用英语说是{y}。"),
+        ),
+        "opposite": (
+            ("{x}的反义词是什么？", "{x}的反义词是{y}。"),
+            ("和{x}相反的词是什么？", "{x}的反义词是{y}。"),
+            ("请说出{x}的反义词。", "{x}的反义词是{y}。"),
+            ("不是{x}，那是什么？", "{x}的反义词是{y}。"),
+        ),
+        "sound": (
+            ("{a}怎么叫？", "{a}叫起来是{s}。"),
+            ("{a}的叫声是什么？", "{a}叫起来是{s}。"),
+            ("听，{a}怎么说话？", "{a}叫起来是{s}。"),
+            ("{a}会发出什么声音？", "{a}叫起来是{s}。"),
+        ),
+        "day": (
+            ("{x}的后面是哪一天？", "{x}的后面是{y}。"),
+            ("今天是{x}，明天是哪一天？", "{x}的后面是{y}。"),
+            ("{x}之后是哪一天？", "{x}的后面是{y}。"),
+            ("过了{x}是哪一天？", "{x}的后面是{y}。"),
+        ),
     },
 }

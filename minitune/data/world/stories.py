@@ -151,3 +151,28 @@ STATED: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 """Facts in plain words (never in the words of a question that instructions ask), and frames around a scene."""
+
+SHEETS: dict[str, dict[str, tuple]] = {
+    "en": {
+        "heads": (
+            ("Question", "Text", "Answer"), ("Question", "Story", "Answer"), ("Task", "Text", "Answer"),
+            ("Task", "Input", "Answer"), ("Request", "Context", "Reply"), ("Instruction", "Text", "Reply"),
+            ("Task", "Story", "Response"), ("Request", "Input", "Answer"), ("Question", "Context", "Response"),
+        ),
+        "preface": (
+            "", "", "", "Here are questions and answers.", "Below is a task with its answer.",
+            "Read the text and answer the question.", "Write an answer to the request.",
+        ),
+    },
+    "zh": {
+        "heads": (
+            ("问题", "短文", "回答"), ("问", "文", "答"), ("题", "内容", "答案"), ("请求", "内容", "回答"),
+            ("问题", "列表或短文", "答案"),
+        ),
+        "preface": ("", "", "", "下面是问题和回答。", "请读短文，回答问题。", "请写出答案。"),
+    },
+}  # fmt: skip
+"""Headings of a sheet (over the question, the text it is about, and the answer), and what may stand above it all.
+
+The headings of the Alpaca template are among them, but never the three together: the form is for fine-tuning to teach.
+"""

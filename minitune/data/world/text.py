@@ -1,25 +1,32 @@
 """The text that a base model is trained on: stories, facts, lists and scenes, in English and Chinese."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from minitune.data.world.phrases import ASK, SAY
-from minitune.data.world.scenes import FACTS, Maker
-from minitune.data.world.stories import STATED, STORIES
+from minitune.data.world.scenes import FACTS, Maker, Question
+from minitune.data.world.stories import SHEETS, STATED, STORIES
 from minitune.data.world.words import ENGLISH, LANGUAGES, bilingual, held_out
 
 # Which documents, how often. Scenes with several people are most of the text: who has what, and where, is what a
 # small model learns last.
 _SHARES = {
-    "holding": 34,
-    "counting": 10,
-    "moving": 12,
-    "listing": 14,
-    "odd_one": 6,
-    "ranging": 4,
+    "holding": 28,
+    "counting": 12,
+    "moving": 10,
+    "listing": 18,
+    "odd_one": 8,
+    "ranging": 6,
     "facts": 10,
-    "story": 10,
+    "story": 8,
 }
+_SHEETS = 0.6
+"""Share of the scenes that are told as a sheet of questions with headings."""
+_ON_SHEETS = {
+    "holding": 28, "counting": 10, "moving": 8, "listing": 24, "odd_one": 8, "ranging": 8, "translating": 5,
+    "opposing": 4, "sounding": 2, "dating": 3,
+}  # fmt: skip
+"""What the questions of a sheet are about, where each has a scene of its own."""
 
 
 def documents(count: int, *, seed: int) -> Iterator[str]:
@@ -37,14 +44,16 @@ def documents(count: int, *, seed: int) -> Iterator[str]:
             yield _facts(make)
         elif kind == "story":
             yield _story(make)
+        elif rng.random() < _SHEETS:
+            yield _sheet(make, kind)
         else:
             yield _scene(make, kind)
 
 
 def _scene(make: Maker, kind: str) -> str:
-    """A scene and, in one to six questions, what is the case in it."""
+    """A scene and, in two to eight questions, what is the case in it."""
     scene = make.make(kind)
-    asked = scene.questions[: make.rng.choice((1, 2, 3, 4, 6))]
+    asked = scene.questions[: make.rng.choice((2, 3, 4, 6, 8))]
     told = [scene.story] if scene.story else []
     if kind in ("listing", "odd_one"):
         told = [_frame(make, "list", story=scene.story)]
@@ -57,6 +66,56 @@ def _scene(make: Maker, kind: str) -> str:
     return make.join(told + asked_text)
 
 
+def _sheet(make: Maker, kind: str) -> str:
+    """Two to five questions under headings, the question before or after the text that it is about.
+
+    Either several questions about one scene, or each about a scene of its own. A sheet never has a single question, so
+    that nothing in the text ends after one answer: that is for fine-tuning to teach.
+    """
+    rng = make.rng
+    style = _Style(make)
+    if rng.random() < 0.25:
+        scene = make.make(kind)
+        first, *others = scene.questions[: rng.choice((2, 3, 5))]
+        items = [(first, scene.story)] + [(question, "") for question in others]
+    else:
+        count = rng.choice((1, 2, 3))
+        scenes = [make.make(k) for k in [kind, *rng.choices(list(_ON_SHEETS), list(_ON_SHEETS.values()), k=count)]]
+        rng.shuffle(scenes)
+        items = [(rng.choice(scene.questions), scene.story) for scene in scenes]
+    if len(items) < 2:
+        scene = make.make("ranging")
+        items.append((scene.questions[0], scene.story))
+    return style.written(items)
+
+
+class _Style:
+    """How one sheet is written: its headings, what stands before and after them, and what comes first."""
+
+    def __init__(self, make: Maker):
+        rng = make.rng
+        language = make.words.name if rng.random() < 0.6 else "en"
+        self.question, self.text, self.answer = rng.choice(SHEETS[language]["heads"])
+        self.preface = rng.choice(SHEETS[language]["preface"])
+        self.mark = rng.choice(("", "", "# ", "## ", "### "))
+        self.after = rng.choice((": ", ":\n", "\n") if language == "en" else ("：", "：\n", "\n"))
+        self.gap = rng.choice(("\n", "\n\n"))
+        self.question_first = rng.random() < 0.65
+
+    def written(self, items: Sequence[tuple[Question, str]]) -> str:
+        """The questions of a sheet, each with the text that it is about (may be empty)."""
+        parts = [self.preface] if self.preface else []
+        for asked, story in items:
+            told = [self._under(self.text, story)] if story else []
+            question = self._under(self.question, asked.question)
+            parts += [question, *told] if self.question_first else [*told, question]
+            parts.append(self._under(self.answer, asked.answer))
+        return self.gap.join(parts)
+
+    def _under(self, heading: str, text: str) -> str:
+        return f"{self.mark}{heading}{self.after}{text}"
+
+
 def _frame(make: Maker, key: str, **slots: object) -> str:
     return make.rng.choice(STATED[make.words.name][key]).format(p=make.rng.choice(make.words.people), **slots)
 
@@ -66,7 +125,7 @@ def _facts(make: Maker) -> str:
     rng = make.rng
     out = []
     for _ in range(rng.randrange(6, 11)):
-        if rng.random() < 0.25:
+        if rng.random() < 0.45:
             question = make.make(rng.choice(FACTS)).questions[0]
             out.append(make.join([question.question, question.answer]))
             continue
@@ -125,3 +184,5 @@ def vocabulary() -> Iterator[str]:
             yield from (phrase for phrases in table[words.name].values() for phrase in phrases)
         yield from (phrase for pairs in ASK[words.name].values() for pair in pairs for phrase in pair)
         yield from (phrase for story in STORIES[words.name] for step in story for phrase in step)
+        yield from (word for heads in SHEETS[words.name]["heads"] for word in heads)
+        yield from SHEETS[words.name]["preface"]
