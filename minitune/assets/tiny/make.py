@@ -177,7 +177,10 @@ def stream(tokens: int, processes: int, device: torch.device) -> Iterator[list[B
 
 
 def pretrain(args: argparse.Namespace) -> None:
-    """Train the base model and put it beside the tokenizer; the loss curve goes to ``curve.jsonl``."""
+    """Train the base model and put it beside the tokenizer; the loss curve goes to ``curve.jsonl``.
+
+    Both are written at each look at the held-out text, so that what was stopped has not been for nothing.
+    """
     device = torch.device(args.device)
     out: Path = args.out
     held_out = [padded(b, device) for b in batches(chunk_of_ids(0)[:2000], 16_384, random.Random(0))]
@@ -207,8 +210,8 @@ def pretrain(args: argparse.Namespace) -> None:
         }
         curve.append(line)
         print(json.dumps(line), flush=True)
-    write_text(out / "curve.jsonl", "".join(json.dumps(line) + "\n" for line in curve))
-    write_folder(model.to("cpu"), out)
+        write_text(out / "curve.jsonl", "".join(json.dumps(line) + "\n" for line in curve))
+        write_folder(model, out)
 
 
 def write_folder(model: LanguageModel, out: Path) -> None:
