@@ -1,10 +1,17 @@
 """LoRA (Hu et al., arXiv 2106.09685): train a low-rank update beside each frozen matrix.
 
-    y = x W^T + scale * (x A^T) B^T          A (R, in)     B (out, R)     scale = alpha / R
+    y = x W^T + s (x A^T) B^T          A (R, in)     B (out, R)     s = alpha / R
 
 B starts at zero, so the model starts as the base, bit for bit; A starts random, so that B has a gradient.
+Rank-stabilised LoRA (arXiv 2312.03732) has s = alpha / sqrt(R): the update keeps its size whatever the rank. DoRA
+(arXiv 2402.09353) learns the length m of each row of the matrix apart from its direction:
+
+    y = g * (x W^T + s (x A^T) B^T)          g = m / |W + s B A| (out,)          m starts as |W|
+
+with the norms |.| of rows taken as constants in the backward, as in section 4.3 of that paper.
 """
 
+import fnmatch
 import math
 import zlib
 from collections.abc import Sequence
@@ -25,15 +32,23 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoRAConfig:
-    """rank R, alpha (the update is scaled by alpha / R), dropout on the input, and the layers by name.
+    """rank R, alpha, dropout on the input, the layers by name, and the two variants above.
 
-    A layer's name is its last part (``q_proj``), or as much of it as is needed, ours or the published one.
+    A layer's name is its last part (``q_proj``), or as much of it as is needed, ours or the published one; a name with
+    ``*``, ``?`` or ``[`` in it is a pattern for the whole name of a block's layer, as in a shell (``blocks.[01].*``).
     """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = (ALL_LINEAR,)
+    rslora: bool = False
+    dora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """s: what the product of B and A is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def __post_init__(self) -> None:
         if type(self.rank) is not int or self.rank < 1:
@@ -45,24 +60,60 @@ class LoRAConfig:
 
 
 class LoRALinear(nn.Module):
-    """A frozen ``Linear`` with its low-rank update; A and B are kept in float32."""
+    """A frozen ``Linear`` with its low-rank update; A, B and m (None without DoRA) are kept in float32."""
 
     def __init__(self, base: Linear, config: LoRAConfig):
         super().__init__()
         self.base = base.requires_grad_(False)
-        device = base.dequantize().device
-        kind = torch.promote_types(base.dequantize().dtype, torch.float32)
+        weight = base.dequantize()
+        device, kind = weight.device, torch.promote_types(weight.dtype, torch.float32)
         self.lora_A = nn.Parameter(torch.empty(config.rank, base.in_features, device=device, dtype=kind))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device, dtype=kind))
-        self.scale = config.alpha / config.rank
+        self.lora_m: nn.Parameter | None = None
+        if config.dora:
+            self.lora_m = nn.Parameter(torch.linalg.vector_norm(weight.detach().to(kind), dim=1))
+        self.scale = config.scale
         self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.dropout and self.training):
-            return lora_linear(x, self.base.dequantize(), self.base.bias, self.lora_A, self.lora_B, self.scale)
+        if self.dropout and self.training:
+            return self._with_dropout(x)
+        weight, A, B = self.base.dequantize(), self.lora_A, self.lora_B
+        if self.lora_m is None:
+            return lora_linear(x, weight, self.base.bias, A, B, self.scale)
+        y = self.gain().to(x.dtype) * lora_linear(x, weight, None, A, B, self.scale)
+        return y if self.base.bias is None else y + self.base.bias.to(x.dtype)
+
+    def _with_dropout(self, x: Tensor) -> Tensor:
+        """``y = W x + b + s B A z`` for x with dropout z; DoRA adds ``(g - 1) (W z + s B A z)``, as PEFT does."""
         z = F.dropout(x, self.dropout)
-        z = F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))  # (..., R) -> (..., out)
-        return self.base(x) + self.scale * z
+        update = self.scale * F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
+        if self.lora_m is None:
+            return self.base(x) + update
+        g = self.gain().to(x.dtype)
+        return self.base(x) + (g - 1) * F.linear(z, self.base.dequantize().to(x.dtype)) + g * update
+
+    def gain(self) -> Tensor:
+        """g = m / |W + s B A| (out,) of DoRA; the norm is a constant for the backward."""
+        assert self.lora_m is not None
+        return self.lora_m / self.row_norms()
+
+    @torch.no_grad()
+    def row_norms(self) -> Tensor:
+        """|W + s B A| (out,), without the product B A of the size of W.
+
+        |w + s b A|^2 = |w|^2 + 2 s b (w A^T)^T + s^2 b (A A^T) b^T          for rows w of W and b of B
+        """
+        A, B = self.lora_A, self.lora_B
+        W = self.base.dequantize().to(A.dtype)
+        cross = W @ A.T + (0.5 * self.scale) * (B @ (A @ A.T))  # (out, R)
+        return (W.square().sum(1) + 2 * self.scale * (B * cross).sum(1)).clamp_(min=0).sqrt_()
+
+    @torch.no_grad()
+    def merged(self) -> Tensor:
+        """The one matrix (out, in) that does the same, in the type of A and B."""
+        W = self.base.dequantize().to(self.lora_A.dtype) + self.scale * (self.lora_B @ self.lora_A)
+        return W if self.lora_m is None else self.gain()[:, None] * W
 
 
 def add_lora(model: LanguageModel, config: LoRAConfig, *, seed: int = 0) -> list[str]:
@@ -102,7 +153,9 @@ def chosen_layers(model: LanguageModel, targets: Sequence[str]) -> list[str]:
     in_blocks = [name for name in layers if name.startswith("blocks.")]
     chosen: set[str] = set()
     for target in targets:
-        match = in_blocks if target == ALL_LINEAR else [n for n in layers if _ends_with(target, *names[n])]
+        match = in_blocks if target == ALL_LINEAR else [n for n in layers if _means(target, *names[n])]
+        if _is_pattern(target):
+            match = [name for name in match if name in in_blocks]
         if not match:
             known = sorted({name.rpartition(".")[2] for name in in_blocks})
             raise ConfigError(
@@ -114,5 +167,11 @@ def chosen_layers(model: LanguageModel, targets: Sequence[str]) -> list[str]:
     return [name for name in layers if name in chosen]
 
 
-def _ends_with(target: str, *names: str) -> bool:
+def _is_pattern(target: str) -> bool:
+    return any(sign in target for sign in "*?[")
+
+
+def _means(target: str, *names: str) -> bool:
+    if _is_pattern(target):
+        return any(fnmatch.fnmatchcase(name, target) for name in names)
     return any(name == target or name.endswith("." + target) for name in names)

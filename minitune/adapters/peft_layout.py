@@ -4,6 +4,7 @@ A setting that would change the mathematics and is not built is refused by name,
 that is set: an adapter that loads is the adapter that was trained.
 """
 
+import re
 from pathlib import Path
 
 import torch
@@ -26,7 +27,11 @@ _SILENT = frozenset({
     "loftq_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "revision",
     "runtime_config", "task_type",
 })  # fmt: skip
-_READ = frozenset({"r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out"})
+_READ = frozenset({
+    "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out", "use_rslora", "use_dora",
+})  # fmt: skip
+_LEAVES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_m": "lora_magnitude_vector"}
+"""Our name of a layer's parameter -> PEFT's."""
 _UNSET = (None, False, {}, [])
 # Starts of A and B that leave the base as it is; others (pissa, olora, corda, loftq) change its weights as well.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva")
@@ -42,12 +47,16 @@ def save_adapter(model: LanguageModel, folder: Path, config: LoRAConfig, *, base
     tensors: dict[str, Tensor] = {}
     for name, lora in adapted.items():
         theirs, layout = published[name]
-        # The rows of B are the rows of the base; the base's own transposition does not concern an adapter.
-        rows = to_layout(lora.lora_B, "by_head", model.config) if layout == "by_head" else lora.lora_B
-        for leaf, weight in (("lora_A", lora.lora_A.detach()), ("lora_B", rows.detach())):
+        # The rows of B and of m are the rows of the base; the base's own transposition does not concern an adapter.
+        for leaf, their_leaf in _LEAVES.items():
+            weight = getattr(lora, leaf)
+            if weight is None:
+                continue
+            if layout == "by_head" and leaf != "lora_A":
+                weight = to_layout(weight, "by_head", model.config)
             if not is_finite(weight):
                 raise CheckpointError(f"{folder}: {leaf} of {name} has values that are not finite; nothing was written")
-            tensors[f"{_PREFIX}{theirs}.{leaf}.weight"] = weight.to("cpu", copy=True).contiguous()
+            tensors[f"{_PREFIX}{theirs}.{their_leaf}"] = weight.detach().to("cpu", copy=True).contiguous()
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -60,8 +69,8 @@ def save_adapter(model: LanguageModel, folder: Path, config: LoRAConfig, *, base
         "fan_in_fan_out": any(layout == "transposed" for _, layout in published.values()),
         "inference_mode": True,
         "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
+        "use_rslora": config.rslora,
+        "use_dora": config.dora,
         "modules_to_save": None,
     }
     with whole_folder(folder) as part:
@@ -74,7 +83,7 @@ def load_adapter(model: LanguageModel, folder: Path) -> LoRAConfig:
 
     Raises CheckpointError where a setting is not supported, a tensor has no layer, or a layer has no tensor.
     """
-    config, transposed = _read_settings(folder)
+    config, transposed = _read_settings(folder, model)
     path = folder / ADAPTER_WEIGHTS
     tensors = _read_tensors(folder)
     try:
@@ -88,10 +97,15 @@ def load_adapter(model: LanguageModel, folder: Path) -> LoRAConfig:
     for name, (theirs, layout) in layouts.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, Linear)
-        shapes = {"lora_A": (config.rank, layer.in_features), "lora_B": (layer.out_features, config.rank)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "lora_A": (config.rank, layer.in_features),
+            "lora_B": (layer.out_features, config.rank),
+        }
+        if config.dora:
+            shapes["lora_m"] = (layer.out_features,)
         for leaf, shape in shapes.items():
-            tensor = _take(tensors, f"{_PREFIX}{theirs}.{leaf}.weight", shape, path)
-            by_head = layout == "by_head" and leaf == "lora_B"
+            tensor = _take(tensors, f"{_PREFIX}{theirs}.{_LEAVES[leaf]}", shape, path)
+            by_head = layout == "by_head" and leaf != "lora_A"
             weights[f"{name}.{leaf}"] = from_layout(tensor, "by_head", model.config) if by_head else tensor
     if tensors:
         raise CheckpointError(f"{path}: {len(tensors)} tensors have no layer in this base, such as {min(tensors)!r}")
@@ -134,7 +148,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, int], path: Path) -> Tensor:
+def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
     """Take one tensor out of the file's, of the right shape and type and finite."""
     tensor = tensors.pop(name, None)
     if tensor is None:
@@ -149,8 +163,11 @@ def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, int], path: P
     return tensor
 
 
-def _read_settings(folder: Path) -> tuple[LoRAConfig, bool]:
-    """The settings of a PEFT folder, and whether its base stores matrices as (in, out)."""
+def _read_settings(folder: Path, model: LanguageModel) -> tuple[LoRAConfig, bool]:
+    """The settings of a PEFT folder, and whether its base stores matrices as (in, out).
+
+    PEFT reads a target that is one text as a regular expression for whole names; here it becomes the names it means.
+    """
     path = folder / ADAPTER_CONFIG
     raw = read_json(path, CheckpointError)
     if raw.get("peft_type") != "LORA":
@@ -159,15 +176,30 @@ def _read_settings(folder: Path) -> tuple[LoRAConfig, bool]:
         harmless = {"bias": ("none", None), "init_lora_weights": _PLAIN_STARTS}.get(key, _UNSET)
         if key not in _SILENT and (key == "bias" or key not in _READ) and value not in harmless:
             raise CheckpointError(f"{path}: {key} is {value!r}, which is not supported yet")
+    for key in ("use_rslora", "use_dora"):
+        if raw.get(key) not in (None, True, False):
+            raise CheckpointError(f"{path}: {key} is {raw[key]!r}; it must be true or false")
     targets = raw.get("target_modules")
     if targets == ALL_LINEAR:
         targets = [ALL_LINEAR]
+    elif isinstance(targets, str):
+        targets = _matching(targets, model, path)
     if not isinstance(targets, list) or not targets or not all(isinstance(t, str) for t in targets):
         raise CheckpointError(f"{path}: target_modules is {targets!r}; this version reads a list of names")
     rank, alpha, dropout = raw.get("r", 8), raw.get("lora_alpha", 8), raw.get("lora_dropout", 0.0)
+    variants = {"rslora": raw.get("use_rslora") is True, "dora": raw.get("use_dora") is True}
     try:
-        config = LoRAConfig(rank=rank, alpha=alpha, dropout=dropout, targets=tuple(targets))
+        config = LoRAConfig(rank=rank, alpha=alpha, dropout=dropout, targets=tuple(targets), **variants)
     except ConfigError as error:
         got = f"r is {rank!r}, lora_alpha is {alpha!r}, lora_dropout is {dropout!r}"
         raise CheckpointError(f"{path}: {got}: {error}") from None
     return config, raw.get("fan_in_fan_out") is True
+
+
+def _matching(pattern: str, model: LanguageModel, path: Path) -> list[str]:
+    """Published names of the linear layers that the regular expression ``pattern`` matches as a whole."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    try:
+        return [name for name in (published_module(model.config, n)[0] for n in linear) if re.fullmatch(pattern, name)]
+    except re.error as error:
+        raise CheckpointError(f"{path}: target_modules {pattern!r} is no regular expression ({error})") from None

@@ -249,7 +249,7 @@ def test_a_target_of_one_layer_comes_back(base: Path, tmp_path: Path) -> None:
     assert torch.equal(logits_of(again), logits_of(model))
 
 
-@pytest.mark.parametrize("target", ["q_porj", "query", "embed", "norm", "*", "", "proj"])
+@pytest.mark.parametrize("target", ["q_porj", "query", "embed", "norm", "*.wv", "", "proj"])
 def test_a_target_that_names_no_layer(base: Path, target: str) -> None:
     """Guards against an adapter on nothing: the message has the choices, and the nearest one."""
     model = loaded(base)
@@ -297,8 +297,6 @@ def change_tensors(adapter: Path, change: Callable[[dict[str, Tensor]], None]) -
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("use_rslora", True),
-        ("use_dora", True),
         ("modules_to_save", ["lm_head"]),
         ("rank_pattern", {"q_proj": 8}),
         ("alpha_pattern", {"q_proj": 8}),
@@ -332,8 +330,8 @@ def test_a_key_that_nobody_knows(base: Path, adapter: Path, key: str, value: obj
 
 @pytest.mark.parametrize(
     "more",
-    [{"use_rslora": True}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"rank_pattern": {"q_proj": 2}}],
-    ids=["use_rslora", "use_dora", "modules_to_save", "rank_pattern"],
+    [{"modules_to_save": ["lm_head"]}, {"rank_pattern": {"q_proj": 2}}],
+    ids=["modules_to_save", "rank_pattern"],
 )
 def test_such_an_adapter_by_peft_itself(base: Path, tmp_path: Path, more: dict[str, Any]) -> None:
     """Guards the names above: PEFT does write these options in this way."""
@@ -356,7 +354,9 @@ def test_such_an_adapter_by_peft_itself(base: Path, tmp_path: Path, more: dict[s
         ({"lora_dropout": 1.5}, "lora_dropout is 1.5"),
         ({"target_modules": None}, "target_modules is None"),
         ({"target_modules": []}, "target_modules is []"),
-        ({"target_modules": ".*q_proj"}, "target_modules is '.*q_proj'"),
+        ({"target_modules": ".*wv"}, "target_modules is []"),
+        ({"target_modules": "(q_proj"}, "is no regular expression"),
+        ({"use_dora": "yes"}, "use_dora is 'yes'"),
         ({"target_modules": ["q_proj", "wv"]}, "target 'wv' names no linear layer"),
         ({"target_modules": ["lm_head"]}, "head"),
     ],

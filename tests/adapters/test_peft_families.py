@@ -27,23 +27,29 @@ def logits_of(model: Any, ids: Tensor) -> Tensor:
         return model(ids).logits
 
 
-@pytest.mark.parametrize("every", [True, False], ids=["all layers", "some layers"])
+@pytest.mark.parametrize(
+    ("every", "variant"),
+    [(True, {}), (False, {}), (True, {"use_dora": True}), (False, {"use_rslora": True, "use_dora": True})],
+    ids=["all layers", "some layers", "dora", "rank-stabilised dora"],
+)
 @pytest.mark.parametrize("case", PICKED, ids=lambda case: case.family)
-def test_an_adapter_goes_both_ways(case: Case, every: bool, tmp_path: Path) -> None:
-    """Logits with the adapter are equal, whoever wrote it: rows of B are reordered as those of the base are."""
+def test_an_adapter_goes_both_ways(case: Case, every: bool, variant: dict[str, bool], tmp_path: Path) -> None:
+    """Logits with the adapter are equal, whoever wrote it: rows of B and m are reordered as those of the base are."""
     import peft
 
     reference = reference_model(case)
     reference.save_pretrained(tmp_path / "base")
     targets = "all-linear" if every else FEW.get(case.family, ["q_proj", "down_proj"])
     theirs: Any = peft.get_peft_model(
-        reference, peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM")
+        reference, peft.LoraConfig(r=4, lora_alpha=6, target_modules=targets, task_type="CAUSAL_LM", **variant)
     )
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, weight in theirs.named_parameters():
             if "lora_B" in name:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+            if "magnitude" in name:
+                weight.mul_(torch.rand(weight.shape, generator=generator) + 0.5)
     theirs.eval().save_pretrained(tmp_path / "theirs")
     ids = torch.arange(20)[None] % case.settings["vocab_size"]
     want = logits_of(theirs, ids)
