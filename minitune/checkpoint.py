@@ -4,9 +4,10 @@ Only safetensors are read: a pickle can run code, so it is never opened. A model
 meta device) and filled tensor by tensor from the memory-mapped files.
 """
 
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from minitune.config import ModelConfig
 from minitune.errors import CheckpointError, nearest
-from minitune.files import read_json, whole_folder, write_json
+from minitune.files import read_json, sha256, whole_folder, write_json, write_text
 from minitune.models import LanguageModel, build
 from minitune.models.families import FAMILIES
 from minitune.models.published import (
@@ -30,7 +31,15 @@ from minitune.models.published import (
     to_layout,
 )
 from minitune.ops import BUILTIN, Ops
-from minitune.storage import DTYPES, MAX_SHARD_BYTES, TensorFolder, is_finite, open_folder, write_tensors
+from minitune.storage import (
+    DTYPES,
+    MAX_SHARD_BYTES,
+    TensorFolder,
+    is_finite,
+    open_folder,
+    weight_files,
+    write_tensors,
+)
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
@@ -130,12 +139,14 @@ def save_checkpoint(
     source: Path | None = None,
     dtype: torch.dtype | None = None,
     tokenizer_files: tuple[Path, ...] = (),
+    beside: Mapping[str, str] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a plain folder, whole or not at all: with the names that ``source`` uses, or else the family's.
 
     ``dtype`` is the stored type; by itself that of each tensor in ``source``, or each parameter's own. config.json,
-    generation_config.json and the tokenizer's files go along. Raises CheckpointError where a weight is not finite.
+    generation_config.json and the tokenizer's files go along, and so do text files ``beside`` by name, which win.
+    Raises CheckpointError where a weight is not finite.
     """
     tensors = published_tensors(model, dtype)
     metadata = {"format": "pt"}
@@ -154,6 +165,18 @@ def save_checkpoint(
                     shutil.copyfile(source / name, part / name)
         for file in tokenizer_files:
             shutil.copyfile(file, part / file.name)
+        for name, text in (beside or {}).items():
+            write_text(part / name, text)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """SHA-256 over the bytes of a folder's weights, whatever their files are called."""
+    return fingerprint_of(sha256(file) for file in weight_files(folder)[0])
+
+
+def fingerprint_of(hashes: Iterable[str]) -> str:
+    """One fingerprint of the SHA-256 of several files, in their order."""
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _skeleton(config: ModelConfig, ops: Ops, compute_dtype: torch.dtype, folder: Path) -> LanguageModel:

@@ -138,6 +138,21 @@ def add_lora(model: LanguageModel, config: LoRAConfig, *, seed: int = 0) -> list
     return chosen
 
 
+def merge_adapter(model: LanguageModel) -> int:
+    """Put the merged matrix in the place of every layer with LoRA; how many there were.
+
+    A base kept in a narrower type than A and B is rounded to it once, at the end.
+    """
+    adapted = adapted_layers(model)
+    for name, lora in adapted.items():
+        base = lora.base
+        with torch.no_grad():
+            base.weight.copy_(lora.merged())
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, base)
+    return len(adapted)
+
+
 def adapted_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """The layers with LoRA, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}

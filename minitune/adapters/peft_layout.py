@@ -5,6 +5,7 @@ that is set: an adapter that loads is the adapter that was trained.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from minitune.adapters.lora import ALL_LINEAR, LoRAConfig, adapted_layers, add_lora, chosen_layers
 from minitune.errors import CheckpointError, ConfigError, nearest
-from minitune.files import read_json, whole_folder, write_json
+from minitune.files import read_json, whole_folder, write_json, write_text
 from minitune.models import LanguageModel
 from minitune.models.linear import Linear
 from minitune.models.published import from_layout, published_module, to_layout
@@ -37,10 +38,18 @@ _UNSET = (None, False, {}, [])
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva")
 
 
-def save_adapter(model: LanguageModel, folder: Path, config: LoRAConfig, *, base: str) -> None:
-    """Write the adapter, whole or not at all; ``base`` is the model it belongs to.
+def save_adapter(
+    model: LanguageModel,
+    folder: Path,
+    config: LoRAConfig,
+    *,
+    base: str,
+    base_weights: str = "",
+    beside: Mapping[str, str] | None = None,
+) -> None:
+    """Write the adapter, whole or not at all; ``base`` is the model it belongs to, ``base_weights`` its fingerprint.
 
-    Raises CheckpointError where a weight is not finite.
+    ``beside``: text files by name that go along. Raises CheckpointError where a weight is not finite.
     """
     adapted = adapted_layers(model)
     published = {name: published_module(model.config, name) for name in adapted}
@@ -74,8 +83,11 @@ def save_adapter(model: LanguageModel, folder: Path, config: LoRAConfig, *, base
         "modules_to_save": None,
     }
     with whole_folder(folder) as part:
-        write_file(part / ADAPTER_WEIGHTS, tensors, {"format": "pt"})
+        named = {"base_weights": base_weights} if base_weights else {}
+        write_file(part / ADAPTER_WEIGHTS, tensors, {"format": "pt", **named})
         write_json(part / ADAPTER_CONFIG, settings)
+        for name, text in (beside or {}).items():
+            write_text(part / name, text)
 
 
 def load_adapter(model: LanguageModel, folder: Path) -> LoRAConfig:
@@ -122,6 +134,16 @@ def base_of(folder: Path) -> str:
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path is missing")
     return base
+
+
+def base_weights_of(folder: Path) -> str:
+    """The fingerprint of the weights that an adapter was trained on; "" where it names none, as PEFT's do."""
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("base_weights", "")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def _target_modules(model: LanguageModel) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 import minitune
 from minitune.adapters import LoRAConfig, add_lora, save_adapter
 from minitune.chat import render, template_for
-from minitune.checkpoint import load_checkpoint, save_checkpoint
+from minitune.checkpoint import fingerprint_of, load_checkpoint, save_checkpoint
 from minitune.config import SFTConfig, to_toml
 from minitune.data.batch import Batch, pack_rows, pad_rows
 from minitune.data.formats import Row
@@ -32,6 +32,7 @@ from minitune.jobs.dataset import Dataset, data_specs, prepare, recipe_of
 from minitune.jobs.encode import Encoder
 from minitune.jobs.feed import Feed
 from minitune.jobs.load import Source, resolve, tokenizer_of
+from minitune.jobs.outfit import outfit
 from minitune.jobs.prepared import Progress
 from minitune.optim import AdamW, learning_rate, warmup_steps
 from minitune.plot import draw_loss
@@ -243,12 +244,13 @@ class Run:
 
     def _write_start(self, source: Source) -> None:
         """Put down what the run is, before it starts."""
+        self._weights = {file.name: sha256(file) for file in weight_files(source.base)[0]}
         manifest = {
             "minitune": minitune.__version__,
             "python": sys.version.split()[0],
             "torch": torch.__version__,
             "data": {str(file): sha256(file) for file in self.files},
-            "weights": {file.name: sha256(file) for file in weight_files(source.base)[0]},
+            "weights": self._weights,
             "tokenizer": self.tokenizer.fingerprint,
             "template": {"name": self.template.name, "sha256": self.template.fingerprint},
             "code": code_fingerprint(),
@@ -269,15 +271,24 @@ class Run:
         write_json(self.out / "manifest.json", manifest)
 
     def _write_model(self) -> None:
+        beside = outfit(self.checkpoint.folder, self.model, self.tokenizer, self.template)
         if self.config.method == "lora":
             base = self.config.model if self.config.model == "tiny" else str(self.checkpoint.folder.resolve())
-            save_adapter(self.model, self.out / "adapter", self.lora, base=base)
+            save_adapter(
+                self.model,
+                self.out / "adapter",
+                self.lora,
+                base=base,
+                base_weights=fingerprint_of(self._weights.values()),
+                beside=beside,
+            )
         else:
             save_checkpoint(
                 self.model,
                 self.out / "model",
                 source=self.checkpoint.folder,  # in its layout and its types
                 tokenizer_files=self.tokenizer.files,
+                beside=beside,
             )
         draw_loss(self.out / "metrics.jsonl", self.out / "loss.png")
 

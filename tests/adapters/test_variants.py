@@ -61,7 +61,8 @@ def in_peft(layer: LoRALinear, config: LoRAConfig) -> Any:
         r=RANK, lora_alpha=7, target_modules=["layer"], lora_dropout=config.dropout, use_dora=config.dora,
         use_rslora=config.rslora,
     )  # fmt: skip
-    theirs = get_peft_model(holder, settings, autocast_adapter_dtype=False).base_model.model.layer.double()
+    model: Any = get_peft_model(holder, settings, autocast_adapter_dtype=False)
+    theirs = model.base_model.model.layer.double()
     with torch.no_grad():
         theirs.lora_A["default"].weight.copy_(layer.lora_A)
         theirs.lora_B["default"].weight.copy_(layer.lora_B)

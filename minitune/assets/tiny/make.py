@@ -54,8 +54,8 @@ CHUNK = 20_000
 """Documents that one process makes at a time; a chunk's seed is its number, and chunk 0 is held out."""
 COMMON = (
     "什么", "颜色", "现在", "哪里", "地方", "列表", "第一", "第二", "最后", "英语", "反义词", "然后", "之后", "后来",
-    "一样", "东西", "后面", "前面", "动物", "数字", "知道", "高兴", "问题", "回答", "答案", "短文", "内容", "请求", "声音",
-    "叫声", "相反", "今天", "明天", "说出", "一天", "之后",
+    "一样", "东西", "后面", "前面", "动物", "数字", "知道", "高兴", "问题", "回答", "答案", "短文", "内容", "请求",
+    "声音", "叫声", "相反", "今天", "明天", "说出", "一天", "之后",
 )  # fmt: skip
 """Chinese words of the phrases that may be one piece, beside the words of the world."""
 
