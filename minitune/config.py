@@ -253,7 +253,11 @@ class SFTConfig:
     dropout: float = 0.0
     """Dropout on the input of the LoRA matrices."""
     targets: str = "all-linear"
-    """Layers that get LoRA: all-linear, or names such as q_proj,v_proj."""
+    """Layers that get LoRA: all-linear, names such as q_proj,v_proj, or patterns such as blocks.[01].*."""
+    rslora: bool = False
+    """Scale the update by alpha / sqrt(rank) (arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn the length of each row apart from its direction (DoRA, arXiv 2402.09353)."""
 
     epochs: float = 1.0
     """Passes over the training rows."""
@@ -275,14 +279,18 @@ class SFTConfig:
 
     lr: float | None = None
     """Peak learning rate; by itself 2e-4 for lora and 2e-5 for full."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """Learning rate after the warm-up."""
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """Learning rate after the warm-up; wsd stays at the peak and falls over the last fifth of the run."""
     warmup: float = 0.03
     """Warm-up: optimizer steps, or a fraction of all steps when below 1."""
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW); not applied to norms and biases."""
     clip: float = 1.0
     """Largest norm of the whole gradient; 0 does not clip."""
+    label_smoothing: float = 0.0
+    """Share of each target's probability that is spread over the whole vocabulary; validation counts without it."""
+    checkpointing: bool = False
+    """Compute each block again in the backward instead of keeping what is inside it: less memory, a third more work."""
 
     eval_every: int = 0
     """Optimizer steps between validations; 0 validates before the first step and after the last."""
@@ -319,6 +327,8 @@ class SFTConfig:
         for name in ("model", "data", "out"):
             if not getattr(self, name):
                 raise ConfigError(f"{flag(name)} is empty")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"--label-smoothing is {self.label_smoothing}; it must lie in [0, 1)")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"--dropout is {self.dropout}; it must lie in [0, 1)")
         if not (math.isfinite(self.alpha) and self.alpha > 0):

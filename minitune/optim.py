@@ -97,14 +97,18 @@ class AdamW:
             w.grad = None
 
 
-def learning_rate(
-    step: int, steps: int, *, peak: float, warmup: int, schedule: Literal["constant", "linear", "cosine"]
-) -> float:
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+WSD_DECAY = 0.2
+"""Share of all steps over which ``wsd`` falls."""
+
+
+def learning_rate(step: int, steps: int, *, peak: float, warmup: int, schedule: Schedule) -> float:
     """The rate of optimizer step ``step`` = 0 .. ``steps`` - 1.
 
     It rises in equal parts over ``warmup`` steps to ``peak``, which the last of them has; then ``constant`` stays, and
-    ``linear`` and ``cosine`` (arXiv 1608.03983) fall from the peak towards 0, which they would reach at ``steps``. No
-    step has a rate of 0, which would spend a batch on nothing.
+    ``linear`` and ``cosine`` (arXiv 1608.03983) fall from the peak towards 0, which they would reach at ``steps``;
+    ``wsd`` (warm-up, stable, decay: arXiv 2404.06395) stays until the last fifth of the run and falls linearly then.
+    No step has a rate of 0, which would spend a batch on nothing.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -113,6 +117,9 @@ def learning_rate(
         return peak * max(0.0, 1 - done)
     if schedule == "cosine":
         return peak * max(0.0, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    if schedule == "wsd":
+        falls = max(warmup, steps - math.ceil(WSD_DECAY * steps))
+        return peak * (1.0 if step < falls else max(0.0, 1 - (step - falls) / max(1, steps - falls)))
     return peak
 
 

@@ -59,10 +59,10 @@ class NonFinite(TrainingError):
         self.step, self.batches = step, batches
 
 
-def next_token_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The objective of fine-tuning: cross-entropy of every trained next token."""
+def next_token_loss(model: LanguageModel, batch: Batch, *, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The objective of fine-tuning: cross-entropy of every trained next token, with label smoothing where asked for."""
     hidden = model(batch.ids, plan=batch.plan)  # (B, T, C)
-    return model.loss(hidden, batch.targets, token_weight=batch.token_weight)
+    return model.loss(hidden, batch.targets, token_weight=batch.token_weight, smoothing=smoothing)
 
 
 def train(
@@ -74,15 +74,16 @@ def train(
     clip: float = 1.0,
     objective: Objective = next_token_loss,
     validate: Callable[[int], Validation | None] | None = None,
+    start: int = 0,
 ) -> Iterator[StepReport]:
     """Train on ``steps``, each a sequence of micro-batches, and yield a report after each.
 
-    ``lr(step)`` is the rate of step 0, 1, ...; ``validate(done)`` is called with the steps done. Raises NonFinite
-    before a number that is not finite reaches the weights.
+    ``lr(step)`` is the rate of step 0, 1, ...; ``validate(done)`` is called with the steps done. ``start``: the number
+    of the first step, where a run goes on. Raises NonFinite before a number that is not finite reaches the weights.
     """
     device = model.embed.weight.device
     model.train()
-    for index, batches in enumerate(steps):
+    for index, batches in enumerate(steps, start):
         start = time.perf_counter()
         rate = lr(index)
         loss = accumulate(model, batches, objective)

@@ -29,7 +29,7 @@ from minitune.tokenizer import load_tokenizer
 from minitune.train import NonFinite, accumulate, evaluate, next_token_loss, train
 
 TABLES = [pytest.param(ops, id=ops.name) for ops in (REFERENCE, BUILTIN)]
-SCHEDULES = ["constant", "linear", "cosine"]
+SCHEDULES = ["constant", "linear", "cosine", "wsd"]
 LEAVES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -381,12 +381,44 @@ def test_rates_worked_out_by_hand() -> None:
     for schedule, expected in {
         "constant": [0.25, 0.5, 0.75, 1, 1, 1, 1, 1],
         "linear": [0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.25],
+        "wsd": [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.5],
         "cosine": [0.25, 0.5, 0.75, 1, 1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5],
     }.items():
         rates = [learning_rate(step, 8, peak=1.0, warmup=4, schedule=schedule) for step in range(9)]  # pyright: ignore[reportArgumentType]
         assert rates[:8] == pytest.approx(expected, abs=1e-15), schedule
         assert rates[8] == pytest.approx(1.0 if schedule == "constant" else 0.0, abs=1e-15)
     assert [warmup_steps(warmup, 200) for warmup in (0, 0.03, 0.5, 1, 7)] == [0, 6, 100, 1, 7]
+
+
+@pytest.mark.parametrize("ops", TABLES)
+def test_checkpointing_changes_no_gradient(ops: Ops) -> None:
+    """Guards that a block computed again is the block that was computed, and that the mode is on at all."""
+    batch = pad_rows(uneven_rows())
+    found = []
+    for on in (False, True):
+        model = random_model(ops).train()
+        model.checkpointing = on
+        calls = [0]
+        model.blocks[0].register_forward_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
+        loss = accumulate(model, [batch])
+        assert calls[0] == 1 + on
+        found.append((loss, gradients(model)))
+    assert found[0][0] == found[1][0]
+    for name, gradient in found[0][1].items():
+        assert torch.equal(gradient, found[1][1][name]), name
+
+
+def test_label_smoothing_is_the_formula() -> None:
+    """Guards ``--label-smoothing``: (1 - e) of the loss of the target, e of the mean loss over all V ids; float64."""
+    model, batch, share = random_model(), pad_rows(uneven_rows()), 0.1
+    with torch.no_grad():
+        logp = model.logits(model(batch.ids, plan=batch.plan)).log_softmax(-1)
+        kept = batch.targets != IGNORE
+        target = logp[kept].gather(1, batch.targets[kept][:, None])[:, 0]
+        expected = -((1 - share) * target + share * logp[kept].mean(-1)).sum()
+        loss, count = next_token_loss(model, batch, smoothing=share)
+    assert float(count) == float(kept.sum())
+    assert float(loss) == pytest.approx(float(expected), rel=1e-12)
 
 
 # -- precision, and numbers that are not finite

@@ -38,7 +38,7 @@ from minitune.optim import AdamW, learning_rate, warmup_steps
 from minitune.plot import draw_loss
 from minitune.sample import generate
 from minitune.storage import weight_files
-from minitune.train import NonFinite, StepReport, Validation, evaluate, train
+from minitune.train import NonFinite, StepReport, Validation, evaluate, next_token_loss, train
 
 SAMPLE_TOKENS = 64
 _RATES = {"lora": 2e-4, "full": 2e-5}
@@ -105,10 +105,16 @@ class Run:
         self.encoder = Encoder(self.tokenizer, recipe)
         self.feed = Feed(config, self.data)
         self.lora = LoRAConfig(
-            rank=config.rank, alpha=config.alpha, dropout=config.dropout, targets=tuple(config.targets.split(","))
+            rank=config.rank,
+            alpha=config.alpha,
+            dropout=config.dropout,
+            targets=tuple(config.targets.split(",")),
+            rslora=config.rslora,
+            dora=config.dora,
         )
         if config.method == "lora":
             add_lora(self.model, self.lora, seed=config.seed)
+        self.model.checkpointing = config.checkpointing
         torch.manual_seed(config.seed)  # dropout draws from it
         trainable = {name: w for name, w in self.model.named_parameters() if w.requires_grad}
         self.trainable_parameters = sum(w.numel() for w in trainable.values())
@@ -174,6 +180,7 @@ class Run:
                 self._batches(),
                 lr=rate,
                 clip=self.config.clip,
+                objective=partial(next_token_loss, smoothing=self.config.label_smoothing),
                 validate=self._validate_when_due,
             ):
                 recent = [*recent[-9:], report]

@@ -2,9 +2,11 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minitune.config import ModelConfig
 from minitune.models.cache import KVCache
@@ -27,6 +29,8 @@ class LanguageModel(nn.Module, ABC):
         super().__init__()
         self.config, self.ops, self.compute_dtype = config, ops, compute_dtype
         self.stop_ids: tuple[int, ...] = ()  # ids that end a generation, as the model's folder says
+        self.checkpointing = False
+        """Keep only the input of each block for the backward, and compute the block again there (arXiv 1604.06174)."""
         self.embed = Embedding(config.vocab_size, config.hidden_size, config.embed_scale)
         self.head = Linear(config.hidden_size, config.vocab_size)
         self.tie()
@@ -42,6 +46,12 @@ class LanguageModel(nn.Module, ABC):
             plan = rows_plan(B, T, ids.device) if cache is None else cache.plan(T)
         return self.hidden(ids, plan, cache)
 
+    def through(self, block: nn.Module, x: Tensor, *others: Any) -> Tensor:
+        """``block(x, *others)``; with ``checkpointing`` nothing inside it is kept for the backward."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, *others, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return block(x, *others)
+
     @abstractmethod
     def hidden(self, ids: Tensor, plan: AttentionPlan, cache: KVCache | None) -> Tensor:
         """The form's own way from ``ids (B, T)`` to ``(B, T, C)``."""
@@ -52,14 +62,20 @@ class LanguageModel(nn.Module, ABC):
         cap = self.config.logit_softcap
         return z if cap is None else cap * torch.tanh(z / cap)
 
-    def loss(self, hidden: Tensor, targets: Tensor, *, token_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``(loss_sum, denominator)`` of ``hidden (B, T, C)`` against ``targets (B, T)``, without ``(N, V)`` logits."""
+    def loss(
+        self, hidden: Tensor, targets: Tensor, *, token_weight: Tensor | None = None, smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """``(loss_sum, denominator)`` of ``hidden (B, T, C)`` against ``targets (B, T)``, without ``(N, V)`` logits.
+
+        ``smoothing``: the share of each target's probability that is spread over all V ids.
+        """
         return self.ops.linear_cross_entropy(
             hidden.flatten(0, -2),
             self.head.dequantize(),
             targets.flatten(),
             bias=self.head.bias,
             token_weight=None if token_weight is None else token_weight.flatten(),
+            smoothing=smoothing,
             softcap=self.config.logit_softcap,
         )
 

@@ -34,7 +34,7 @@ class Decoder(LanguageModel):
         cos, sin = self.rotary(plan.positions)  # (B, T, pairs)
         x = self.embed(ids, self.compute_dtype)  # (B, T, C)
         for block in self.blocks:
-            x = block(x, cos, sin, plan, cache)
+            x = self.through(block, x, cos, sin, plan, cache)
         return self.norm(x)
 
 

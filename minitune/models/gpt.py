@@ -41,7 +41,7 @@ class GPT(LanguageModel):
             x = x + self.positions(plan.positions, self.compute_dtype)
         rotation = None if self.rotary is None else self.rotary(plan.positions)  # (B, T, pairs), twice
         for block in self.blocks:
-            x = block(x, rotation, plan, cache)
+            x = self.through(block, x, rotation, plan, cache)
         return self.norm(x)
 
 
