@@ -84,7 +84,7 @@ def train(
     device = model.embed.weight.device
     model.train()
     for index, batches in enumerate(steps, start):
-        start = time.perf_counter()
+        began = time.perf_counter()
         rate = lr(index)
         loss = accumulate(model, batches, objective)
         norm = float(clip_gradients(optimizer.parameters.values(), clip))
@@ -93,7 +93,7 @@ def train(
             raise NonFinite(message, index + 1, batches)
         optimizer.step(rate)
         optimizer.zero_grad()
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - began
         yield StepReport(
             step=index + 1,
             loss=loss,

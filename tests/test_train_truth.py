@@ -399,7 +399,7 @@ def test_checkpointing_changes_no_gradient(ops: Ops) -> None:
         model = random_model(ops).train()
         model.checkpointing = on
         calls = [0]
-        model.blocks[0].register_forward_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
+        model.blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
         loss = accumulate(model, [batch])
         assert calls[0] == 1 + on
         found.append((loss, gradients(model)))
