@@ -20,6 +20,7 @@ FLOORS = {
     "errors": 0,
     "files": 0,
     "config": 0,
+    "eval_config": 0,
     "tokenizer": 0,
     "ops": 1,
     "optim": 1,

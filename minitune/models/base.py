@@ -49,7 +49,7 @@ class LanguageModel(nn.Module, ABC):
     def through(self, block: nn.Module, x: Tensor, *others: Any) -> Tensor:
         """``block(x, *others)``; with ``checkpointing`` nothing inside it is kept for the backward."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, *others, use_reentrant=False)  # pyright: ignore[reportReturnType]
+            return checkpoint(block, x, *others, use_reentrant=False)
         return block(x, *others)
 
     @abstractmethod
