@@ -1,16 +1,16 @@
 """The text that a base model is trained on: stories, facts, lists and scenes, in English and Chinese."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from minitune.data.world.phrases import ASK, SAY
 from minitune.data.world.scenes import FACTS, Maker, Question
-from minitune.data.world.stories import SHEETS, STATED, STORIES
+from minitune.data.world.stories import REGISTERS, SHEETS, STATED, STORIES
 from minitune.data.world.words import ENGLISH, LANGUAGES, bilingual, held_out
 
 # Which documents, how often. Scenes with several people are most of the text: who has what, and where, is what a
 # small model learns last.
-_SHARES = {
+SHARES = {
     "holding": 28,
     "counting": 12,
     "moving": 10,
@@ -29,21 +29,24 @@ _ON_SHEETS = {
 """What the questions of a sheet are about, where each has a scene of its own."""
 
 
-def documents(count: int, *, seed: int) -> Iterator[str]:
+def documents(count: int, *, seed: int, shares: Mapping[str, float] | None = None) -> Iterator[str]:
     """``count`` documents of the world, the two languages in turn; the same for a seed everywhere.
 
     No held-out combination is in them, except where a fact is stated (``FACTS``), which is never asked there.
     """
     rng = random.Random(f"minitune world {seed}")
     makers = [Maker(words, rng) for words in LANGUAGES]
-    kinds, shares = list(_SHARES), list(_SHARES.values())
+    wanted = shares or SHARES
+    kinds, often = list(wanted), list(wanted.values())
     for i in range(count):
         make = makers[i % 2]
-        kind = rng.choices(kinds, shares)[0]
+        kind = rng.choices(kinds, often)[0]
         if kind == "facts":
             yield _facts(make)
         elif kind == "story":
             yield _story(make)
+        elif kind == "register":
+            yield _register(make)
         elif rng.random() < _SHEETS:
             yield _sheet(make, kind)
         else:
@@ -64,6 +67,33 @@ def _scene(make: Maker, kind: str) -> str:
     if lines:
         return "\n".join(told + asked_text)
     return make.join(told + asked_text)
+
+
+def _register(make: Maker) -> str:
+    """Who has what, at its plainest, and the same again in another order: every second word can be told from before.
+
+    A small model learns from these to look up what it was told; stories, where a lookup is needed now and then among
+    much that cannot be foretold, take it ten times as long.
+    """
+    rng, words = make.rng, make.words
+    count = rng.choice((2, 3, 3, 4, 5))
+    kinds = [("people", words.people), ("things", tuple(words.things)), ("colours", words.colours)]
+    kinds += [("places", words.places), ("foods", words.foods), ("numbers", words.numbers[:12])]
+    (left, keys), (right, values) = rng.sample(kinds, 2)
+    pairs = list(zip(make.pick(keys, count), make.pick(values, count), strict=True))
+    held = {("people", "things"): "has", ("people", "places"): "at", ("things", "colours"): "colour"}
+    for a, b in pairs:
+        kind = held.get((left, right)) or held.get((right, left))
+        if kind and held_out(kind, *((a, b) if (left, right) in held else (b, a))):
+            return _register(make)
+    told, asked = REGISTERS[words.name]
+    out = [rng.choice(told).format(x=a, y=b) for a, b in pairs]
+    for _ in range(rng.choice((1, 2, 3))):
+        frame, back = rng.choice(asked), rng.random() < 0.4
+        for a, b in rng.sample(pairs, count):
+            x, y = (b, a) if back else (a, b)
+            out.append(frame.format(x=x, y=y))
+    return rng.choice((make.joint, "\n")).join(out)
 
 
 def _sheet(make: Maker, kind: str) -> str:
@@ -186,3 +216,4 @@ def vocabulary() -> Iterator[str]:
         yield from (phrase for story in STORIES[words.name] for step in story for phrase in step)
         yield from (word for heads in SHEETS[words.name]["heads"] for word in heads)
         yield from SHEETS[words.name]["preface"]
+        yield from (frame for frames in REGISTERS[words.name] for frame in frames)
