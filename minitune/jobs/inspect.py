@@ -102,8 +102,8 @@ def inspect(config: SFTConfig, *, row: int, show: int, progress: Progress | None
     warnings = []
     if stop_id not in known:
         warnings.append(
-            f"answers end with {tokenizer.token(stop_id)!r} (id {stop_id}), which the model's folder does not list among "
-            f"the ids to stop on {sorted(known)}; a run stops on it too, other tools must be told"
+            f"answers end with {tokenizer.token(stop_id)!r} (id {stop_id}), which the model's folder does not list "
+            f"among the ids to stop on {sorted(known)}; a run stops on it too, other tools must be told"
         )
     used = control_ids_of(prepared, tokenizer)
     return Inspection(
@@ -198,9 +198,9 @@ def untrained_rows(folder: Path, tokenizer: Tokenizer, ids: Sequence[int]) -> li
             below = 100 * float((norms < norm).float().mean())
             if norm < SMALL * median:
                 warnings.append(
-                    f"{tokenizer.token(token)!r} (id {token}) looks untrained in {name}: its row has a norm of {norm:.3g}, "
-                    f"the median is {median:.3g} ({below:.1f} % of rows are shorter); a template without it would do "
-                    "better, or train its row"
+                    f"{tokenizer.token(token)!r} (id {token}) looks untrained in {name}: its row has a norm of "
+                    f"{norm:.3g}, the median is {median:.3g} ({below:.1f} % of rows are shorter); a template without "
+                    "it would do better, or train its row"
                 )
     return warnings
 
