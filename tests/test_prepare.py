@@ -1,6 +1,9 @@
 """From files to batches: nothing is lost, nothing leaks, the mask is checked, and what was made once is remembered."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ from minitune.config import SFTConfig
 from minitune.data.batch import Batch, pack_rows, pad_rows
 from minitune.data.formats import Row
 from minitune.errors import DataError
-from minitune.jobs import prepared
+from minitune.jobs import encode, prepared
 from minitune.jobs.dataset import Dataset, data_specs, prepare, recipe_of
-from minitune.jobs.encode import WORTH_A_POOL, Encoder, Recipe, encode_rows
+from minitune.jobs.encode import Encoder, Recipe, encode_rows
 from minitune.jobs.feed import Feed
 from minitune.jobs.load import TINY
 from minitune.models import build
@@ -112,18 +115,64 @@ def test_nowhere_to_keep_it_is_no_error(tokenizer: Tokenizer, tmp_path: Path, mo
     assert len(made(tokenizer, write(tmp_path / "a.jsonl", rows_for(8))).train) == 8
 
 
-def test_processes_give_the_same(tokenizer: Tokenizer) -> None:
+def many(count: int) -> list[tuple[int, Row]]:
+    turns = [(Message("user", f"{i}?"), Message("assistant", f"{i}!")) for i in range(count)]
+    return [(i, Row(messages, "messages", 1.0, "x", i + 1, i)) for i, messages in enumerate(turns)]
+
+
+def same(a: encode.Chunk, b: encode.Chunk) -> bool:
+    return all(map(np.array_equal, a.piece, b.piece)) and a.report == b.report
+
+
+def test_processes_give_the_same(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the order: rows encoded in other processes come back as if encoded here."""
-    config = settings("x")
-    numbered = [
-        (i, Row((Message("user", f"{i}?"), Message("assistant", f"{i}!")), "messages", 1.0, "x", i + 1, i))
-        for i in range(WORTH_A_POOL + 700)
-    ]
-    alone, together = (
-        [chunk.piece for chunk in encode_rows(numbered, tokenizer, TINY, recipe(config), n)] for n in (1, 2)
+    here, how = many(encode.CHUNK + 700), recipe(settings("x"))
+    alone = list(encode_rows(here, tokenizer, TINY, how, 1))
+    monkeypatch.setattr(encode, "ALONE_S", -1)
+    together = list(encode_rows(here, tokenizer, TINY, how, 2))
+    assert all(map(same, alone, together))
+    assert [len(chunk.piece.rows) for chunk in together] == [encode.CHUNK, encode.CHUNK, 700 - encode.CHUNK]
+
+
+def test_processes_that_cannot_start_are_no_end(tokenizer: Tokenizer, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Guards a machine without room for a second process: the work goes on in the first."""
+    here, how = many(encode.CHUNK + 700), recipe(settings("x"))
+    alone = list(encode_rows(here, tokenizer, TINY, how, 1))
+    monkeypatch.setattr(encode, "ALONE_S", -1)
+    monkeypatch.setattr(encode, "_begin", die)
+    assert all(map(same, alone, encode_rows(here, tokenizer, TINY, how, 2)))
+
+
+def die(*args: object) -> None:
+    os._exit(3)
+
+
+def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
+    """Guards library users: processes that encode do not import the script that started them."""
+    write(tmp_path / "a.jsonl", rows_for(1500))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "Path('ran.txt').open('a').write('once ')\n"
+        "from minitune.config import SFTConfig\n"
+        "from minitune.jobs import encode, prepared\n"
+        "from minitune.jobs.dataset import prepare, recipe_of\n"
+        "from minitune.jobs.load import TINY\n"
+        "from minitune.chat import TEMPLATES\n"
+        "from minitune.tokenizer import load_tokenizer\n"
+        "encode.ALONE_S, prepared._cores = -1, lambda: 2\n"
+        "config = SFTConfig(model='tiny', data='a.jsonl', out='x', val='0')\n"
+        "recipe = recipe_of(config, TEMPLATES['alpaca'], (2,), 512, named=False)\n"
+        "print(len(prepare(config, load_tokenizer(TINY), TINY, recipe, 512).train))\n"
     )
-    for a, b in zip(alone, together, strict=True):
-        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    path = os.pathsep.join(str(Path(__file__).parents[1] / part) for part in ("", "kernels"))
+    run = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        env=os.environ | {"PYTHONPATH": path, "MINITUNE_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert (run.stdout, run.stderr) == ("1500\n", "")
+    assert (tmp_path / "ran.txt").read_text() == "once "
 
 
 # ---- layouts, weights, splits

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,8 +25,8 @@ from minitune.tokenizer import Tokenizer, load_tokenizer
 OnLong = Literal["error", "drop", "truncate-history"]
 PLAIN_LAYOUTS = ("completion", "text")
 CHUNK = 512
-WORTH_A_POOL = 4 * CHUNK
-"""Rows from which on the start of other processes pays."""
+ALONE_S = 2.0
+"""Seconds of work after which the start of other processes, which takes one or two, begins to pay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,20 +166,28 @@ def encode_rows(
 ) -> Iterator[Chunk]:
     """Encode numbered rows in chunks, in order; ``folder`` is where other processes load the tokenizer from.
 
-    Few rows are encoded here, and so are all where no other process can be started. Raises ConfigError for a tokenizer
-    that cannot serve the template.
+    The first seconds' worth is encoded here, and so is all where no other process can be started. Raises ConfigError
+    for a tokenizer that cannot serve the template.
     """
     chunks = _chunks(rows)
     encoder = Encoder(tokenizer, recipe)
-    first = list(islice(chunks, WORTH_A_POOL // CHUNK))
-    if processes < 2 or sum(map(len, first)) < WORTH_A_POOL:
-        yield from map(encoder.chunk, chain(first, chunks))
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin, initargs=(folder, recipe)) as pool:
+    started = time.perf_counter()
+    for chunk in chunks:
+        if processes > 1 and time.perf_counter() - started > ALONE_S:
+            yield from _together(chain([chunk], chunks), encoder, folder, processes)
+        else:
+            yield encoder.chunk(chunk)
+
+
+_Numbered = Sequence[tuple[int, Row]]
+
+
+def _together(chunks: Iterable[_Numbered], encoder: Encoder, folder: Path, processes: int) -> Iterator[Chunk]:
+    spawn, begin = multiprocessing.get_context("spawn"), (folder, encoder.recipe)
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin, initargs=begin) as pool:
         waiting: deque[tuple[_Numbered, Future[Chunk] | None]] = deque()
         try:
-            for chunk in chain(first, chunks):
+            for chunk in chunks:
                 waiting.append((chunk, _sent(pool, chunk)))
                 if len(waiting) > 3 * processes:
                     yield _received(encoder, *waiting.popleft())
@@ -188,9 +197,6 @@ def encode_rows(
             for _, future in waiting:
                 if future is not None:
                     future.cancel()
-
-
-_Numbered = Sequence[tuple[int, Row]]
 
 
 def _sent(pool: ProcessPoolExecutor, chunk: _Numbered) -> Future[Chunk] | None:
