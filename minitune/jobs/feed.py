@@ -46,10 +46,10 @@ class Feed:
         steps = sum(self._steps(epoch) for epoch in range(whole))
         return max(1, steps + (math.ceil(part * self._steps(whole)) if part else 0))
 
-    def first(self) -> tuple[int, float]:
-        """How many rows the first epoch has, and how full they are."""
+    def first(self) -> tuple[int, int, float]:
+        """How many examples the first epoch sees, in how many rows, and how full these are."""
         rows = self.rows(0)
-        return len(rows), fill(self.lengths, rows, self.data.max_length)
+        return len(rows.places), len(rows), fill(self.lengths, rows, self.data.max_length)
 
     def _steps(self, epoch: int) -> int:
         return math.ceil(len(self.rows(epoch)) / self.config.batch_size)
