@@ -281,6 +281,35 @@ def test_a_row_without_a_trained_answer_stops_the_run(tokenizer: Tokenizer, tmp_
         made(tokenizer, write(tmp_path / "a.jsonl", [{"messages": turns}, *rows_for(2)]))
 
 
+def test_rows_that_the_template_has_no_form_for_are_bad_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Guards B18: named with their line and the reason, and left out only where that was asked for."""
+    turns = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
+    data = write(tmp_path / "a.jsonl", [*rows_for(2), {"messages": turns}, {"instruction": "no answer"}])
+    with pytest.raises(DataError, match=r"2 of 4 rows are bad: .*line 4 .*line 3 .*must be from 'assistant'"):
+        made(tokenizer, data)
+    dropped = made(tokenizer, data, on_bad="drop")
+    assert (len(dropped.train), dropped.bad_rows) == (2, 2)
+
+
+def test_rows_of_validation_that_are_trained_on_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    train = write(tmp_path / "a.jsonl", rows_for(9))
+    other = write(tmp_path / "b.jsonl", [*rows_for(3), {"instruction": "new", "output": "x"}])
+    assert made(tokenizer, train, val=other).leaked_rows == 3
+
+
+def test_progress_comes_to_its_end(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINITUNE_CACHE", str(tmp_path / "cache"))
+    config = settings(write(tmp_path / "a.jsonl", rows_for(1300)))
+    seen: list[tuple[int, float]] = []
+    for _ in range(2):  # what is remembered takes no time
+        prepare(config, tokenizer, TINY, recipe(config), 512, lambda rows, share: seen.append((rows, share)))
+    assert [rows for rows, _ in seen] == [512, 1024, 1300, 1300]
+    shares = [share for _, share in seen]
+    assert shares == sorted(shares)
+    assert shares[0] == pytest.approx(512 / 1300, abs=0.02)
+    assert shares[-1] == 1
+
+
 # ---- the order of training
 
 
@@ -366,6 +395,49 @@ def test_packed_documents_do_not_see_each_other(tokenizer: Tokenizer, ops: Any) 
     ends = np.cumsum([len(row.ids) - 1 for row in rows]) - 1
     assert batch.targets[0, ends.tolist()].tolist() == [row.ids[-1] for row in rows]
     assert (batch.targets[0, ends[-1] + 1 :] == IGNORE).all()
+
+
+@pytest.mark.parametrize("ops", [REFERENCE, BUILTIN], ids=["reference", "builtin"])
+def test_a_document_s_loss_takes_nothing_from_its_neighbours(tokenizer: Tokenizer, ops: Any) -> None:
+    """Guards B22: the gradient of one document's loss is exactly 0 at the embeddings of all others, and only there."""
+    from minitune.assets.tiny.make import SHAPE
+
+    rows = examples(tokenizer)
+    model = build(SHAPE, ops)
+    model.initialize(seed=1)
+    batch = pack_rows([rows], 40 + sum(len(row.ids) for row in rows))
+    held: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, args: Any, y: torch.Tensor) -> None:
+        y.retain_grad()
+        held.append(y)
+
+    model.embed.register_forward_hook(keep)
+    ends = np.cumsum([len(row.ids) - 1 for row in rows]).tolist()
+    for start, end in ((0, ends[0]), (ends[2], ends[3]), (ends[-2], ends[-1])):
+        targets = torch.full_like(batch.targets, IGNORE)
+        targets[:, start:end] = batch.targets[:, start:end]
+        loss, _ = model.loss(model(batch.ids, plan=batch.plan), targets)
+        loss.backward()
+        gradient = held.pop().grad
+        assert gradient is not None
+        inside = torch.zeros(batch.ids.shape[1], dtype=torch.bool)
+        inside[start:end] = True
+        assert (gradient[0, ~inside] == 0).all()
+        assert (gradient[0, inside].abs().sum(-1) > 0).all()
+
+
+def test_a_batch_without_a_target_has_no_loss_and_no_gradient(tokenizer: Tokenizer) -> None:
+    """Guards B25: a micro-batch in which nothing is trained gives 0, never 0 / 0."""
+    from minitune.assets.tiny.make import SHAPE
+
+    model = build(SHAPE, BUILTIN)
+    model.initialize(seed=1)
+    batch = pad_rows(examples(tokenizer)[:2])
+    loss, denominator = model.loss(model(batch.ids, plan=batch.plan), torch.full_like(batch.targets, IGNORE))
+    loss.backward()
+    assert (float(loss), float(denominator)) == (0.0, 0.0)
+    assert all(w.grad is None or not w.grad.any() for w in model.parameters())
 
 
 def test_terminators_are_in_the_stop_set(tokenizer: Tokenizer) -> None:
