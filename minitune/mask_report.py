@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from minitune.chat import AnyTemplate, Encoded, Template
+from minitune.chat.segments import Start
 from minitune.tokenizer import Tokenizer
 
 RULES = {
@@ -30,8 +31,8 @@ MOST_PROBLEMS = 20
 class Checks:
     """What examples are checked against.
 
-    ``stop_ids``: what the generator stops on; ``starts``: whether a text begins with the start token, None where the
-    template decides that by itself.
+    ``stop_ids``: what the generator stops on; ``starts``: whether a text begins with the start token, None where a
+    model's own template decides that. Twice it may never.
     """
 
     tokenizer: Tokenizer
@@ -44,7 +45,7 @@ class Checks:
         starts = None
         if isinstance(template, Template):
             starts = tokenizer.adds_bos if template.start is None else template.start
-            starts = bool(starts) and tokenizer.bos_id is not None
+            starts = (starts or template.user[:1] == (Start(),)) and tokenizer.bos_id is not None
         return cls(tokenizer, frozenset(stop_ids), starts)
 
 
@@ -201,9 +202,10 @@ def _outside(example: Encoded, checks: Checks) -> tuple[str, str] | None:
         inside = control & set(ids[span.start : span.end])
         if inside and not (span.start == 0 and {ids[0]} == inside and ids[1 : span.end].count(ids[0]) == 0):
             return "control", f"control id {min(inside)} stands in the text of message {span.turn + 1}"
-    if tokenizer.bos_id is not None and checks.starts is not None:
+    if tokenizer.bos_id is not None:
         doubled = ids[:2] == [tokenizer.bos_id] * 2
-        if checks.starts != (ids[0] == tokenizer.bos_id) or doubled:
+        wrong = checks.starts is not None and checks.starts != (ids[0] == tokenizer.bos_id)
+        if wrong or doubled:
             places = [i for i, token in enumerate(ids) if token == tokenizer.bos_id][:4]
             return "start", f"the start token {tokenizer.bos_id} stands at {places or 'no place'}"
     return None

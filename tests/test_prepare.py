@@ -1,6 +1,9 @@
 """From files to batches: nothing is lost, nothing leaks, the mask is checked, and what was made once is remembered."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ from minitune.config import SFTConfig
 from minitune.data.batch import Batch, pack_rows, pad_rows
 from minitune.data.formats import Row
 from minitune.errors import DataError
-from minitune.jobs import prepared
+from minitune.jobs import encode, prepared
 from minitune.jobs.dataset import Dataset, data_specs, prepare, recipe_of
-from minitune.jobs.encode import WORTH_A_POOL, Encoder, Recipe, encode_rows
+from minitune.jobs.encode import Encoder, Recipe, encode_rows
 from minitune.jobs.feed import Feed
 from minitune.jobs.load import TINY
 from minitune.models import build
@@ -112,18 +115,64 @@ def test_nowhere_to_keep_it_is_no_error(tokenizer: Tokenizer, tmp_path: Path, mo
     assert len(made(tokenizer, write(tmp_path / "a.jsonl", rows_for(8))).train) == 8
 
 
-def test_processes_give_the_same(tokenizer: Tokenizer) -> None:
+def many(count: int) -> list[tuple[int, Row]]:
+    turns = [(Message("user", f"{i}?"), Message("assistant", f"{i}!")) for i in range(count)]
+    return [(i, Row(messages, "messages", 1.0, "x", i + 1, i)) for i, messages in enumerate(turns)]
+
+
+def same(a: encode.Chunk, b: encode.Chunk) -> bool:
+    return all(map(np.array_equal, a.piece, b.piece)) and a.report == b.report
+
+
+def test_processes_give_the_same(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the order: rows encoded in other processes come back as if encoded here."""
-    config = settings("x")
-    numbered = [
-        (i, Row((Message("user", f"{i}?"), Message("assistant", f"{i}!")), "messages", 1.0, "x", i + 1, i))
-        for i in range(WORTH_A_POOL + 700)
-    ]
-    alone, together = (
-        [chunk.piece for chunk in encode_rows(numbered, tokenizer, TINY, recipe(config), n)] for n in (1, 2)
+    here, how = many(encode.CHUNK + 700), recipe(settings("x"))
+    alone = list(encode_rows(here, tokenizer, TINY, how, 1))
+    monkeypatch.setattr(encode, "ALONE_S", -1)
+    together = list(encode_rows(here, tokenizer, TINY, how, 2))
+    assert all(map(same, alone, together))
+    assert [len(chunk.piece.rows) for chunk in together] == [encode.CHUNK, encode.CHUNK, 700 - encode.CHUNK]
+
+
+def test_processes_that_cannot_start_are_no_end(tokenizer: Tokenizer, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Guards a machine without room for a second process: the work goes on in the first."""
+    here, how = many(encode.CHUNK + 700), recipe(settings("x"))
+    alone = list(encode_rows(here, tokenizer, TINY, how, 1))
+    monkeypatch.setattr(encode, "ALONE_S", -1)
+    monkeypatch.setattr(encode, "_begin", die)
+    assert all(map(same, alone, encode_rows(here, tokenizer, TINY, how, 2)))
+
+
+def die(*args: object) -> None:
+    os._exit(3)
+
+
+def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
+    """Guards library users: processes that encode do not import the script that started them."""
+    write(tmp_path / "a.jsonl", rows_for(1500))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "Path('ran.txt').open('a').write('once ')\n"
+        "from minitune.config import SFTConfig\n"
+        "from minitune.jobs import encode, prepared\n"
+        "from minitune.jobs.dataset import prepare, recipe_of\n"
+        "from minitune.jobs.load import TINY\n"
+        "from minitune.chat import TEMPLATES\n"
+        "from minitune.tokenizer import load_tokenizer\n"
+        "encode.ALONE_S, prepared._cores = -1, lambda: 2\n"
+        "config = SFTConfig(model='tiny', data='a.jsonl', out='x', val='0')\n"
+        "recipe = recipe_of(config, TEMPLATES['alpaca'], (2,), 512, named=False)\n"
+        "print(len(prepare(config, load_tokenizer(TINY), TINY, recipe, 512).train))\n"
     )
-    for a, b in zip(alone, together, strict=True):
-        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    path = os.pathsep.join(str(Path(__file__).parents[1] / part) for part in ("", "kernels"))
+    run = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        env=os.environ | {"PYTHONPATH": path, "MINITUNE_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert (run.stdout, run.stderr) == ("1500\n", "")
+    assert (tmp_path / "ran.txt").read_text() == "once "
 
 
 # ---- layouts, weights, splits
@@ -232,6 +281,35 @@ def test_a_row_without_a_trained_answer_stops_the_run(tokenizer: Tokenizer, tmp_
         made(tokenizer, write(tmp_path / "a.jsonl", [{"messages": turns}, *rows_for(2)]))
 
 
+def test_rows_that_the_template_has_no_form_for_are_bad_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Guards B18: named with their line and the reason, and left out only where that was asked for."""
+    turns = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
+    data = write(tmp_path / "a.jsonl", [*rows_for(2), {"messages": turns}, {"instruction": "no answer"}])
+    with pytest.raises(DataError, match=r"2 of 4 rows are bad: .*line 4 .*line 3 .*must be from 'assistant'"):
+        made(tokenizer, data)
+    dropped = made(tokenizer, data, on_bad="drop")
+    assert (len(dropped.train), dropped.bad_rows) == (2, 2)
+
+
+def test_rows_of_validation_that_are_trained_on_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    train = write(tmp_path / "a.jsonl", rows_for(9))
+    other = write(tmp_path / "b.jsonl", [*rows_for(3), {"instruction": "new", "output": "x"}])
+    assert made(tokenizer, train, val=other).leaked_rows == 3
+
+
+def test_progress_comes_to_its_end(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINITUNE_CACHE", str(tmp_path / "cache"))
+    config = settings(write(tmp_path / "a.jsonl", rows_for(1300)))
+    seen: list[tuple[int, float]] = []
+    for _ in range(2):  # what is remembered takes no time
+        prepare(config, tokenizer, TINY, recipe(config), 512, lambda rows, share: seen.append((rows, share)))
+    assert [rows for rows, _ in seen] == [512, 1024, 1300, 1300]
+    shares = [share for _, share in seen]
+    assert shares == sorted(shares)
+    assert shares[0] == pytest.approx(512 / 1300, abs=0.02)
+    assert shares[-1] == 1
+
+
 # ---- the order of training
 
 
@@ -317,6 +395,49 @@ def test_packed_documents_do_not_see_each_other(tokenizer: Tokenizer, ops: Any) 
     ends = np.cumsum([len(row.ids) - 1 for row in rows]) - 1
     assert batch.targets[0, ends.tolist()].tolist() == [row.ids[-1] for row in rows]
     assert (batch.targets[0, ends[-1] + 1 :] == IGNORE).all()
+
+
+@pytest.mark.parametrize("ops", [REFERENCE, BUILTIN], ids=["reference", "builtin"])
+def test_a_document_s_loss_takes_nothing_from_its_neighbours(tokenizer: Tokenizer, ops: Any) -> None:
+    """Guards B22: the gradient of one document's loss is exactly 0 at the embeddings of all others, and only there."""
+    from minitune.assets.tiny.make import SHAPE
+
+    rows = examples(tokenizer)
+    model = build(SHAPE, ops)
+    model.initialize(seed=1)
+    batch = pack_rows([rows], 40 + sum(len(row.ids) for row in rows))
+    held: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, args: Any, y: torch.Tensor) -> None:
+        y.retain_grad()
+        held.append(y)
+
+    model.embed.register_forward_hook(keep)
+    ends = np.cumsum([len(row.ids) - 1 for row in rows]).tolist()
+    for start, end in ((0, ends[0]), (ends[2], ends[3]), (ends[-2], ends[-1])):
+        targets = torch.full_like(batch.targets, IGNORE)
+        targets[:, start:end] = batch.targets[:, start:end]
+        loss, _ = model.loss(model(batch.ids, plan=batch.plan), targets)
+        loss.backward()
+        gradient = held.pop().grad
+        assert gradient is not None
+        inside = torch.zeros(batch.ids.shape[1], dtype=torch.bool)
+        inside[start:end] = True
+        assert (gradient[0, ~inside] == 0).all()
+        assert (gradient[0, inside].abs().sum(-1) > 0).all()
+
+
+def test_a_batch_without_a_target_has_no_loss_and_no_gradient(tokenizer: Tokenizer) -> None:
+    """Guards B25: a micro-batch in which nothing is trained gives 0, never 0 / 0."""
+    from minitune.assets.tiny.make import SHAPE
+
+    model = build(SHAPE, BUILTIN)
+    model.initialize(seed=1)
+    batch = pad_rows(examples(tokenizer)[:2])
+    loss, denominator = model.loss(model(batch.ids, plan=batch.plan), torch.full_like(batch.targets, IGNORE))
+    loss.backward()
+    assert (float(loss), float(denominator)) == (0.0, 0.0)
+    assert all(w.grad is None or not w.grad.any() for w in model.parameters())
 
 
 def test_terminators_are_in_the_stop_set(tokenizer: Tokenizer) -> None:

@@ -5,9 +5,9 @@ between the marks in the rendering was written without knowledge of the text, so
 stretches back must give, character for character, what the template renders from the true text; where it does not,
 the template does something to the text that marks do not show, and the conversation is refused.
 
-White space at both ends of a text, and words that the template looks for in it (``</think>``), are left standing
-between the marks, so that trimming and splitting act as on the text itself; never where they could be a part of a
-control token's name.
+Words that the template looks for in a text (``</think>``), and white space at both ends of it and beside them, are left
+standing between the marks, so that trimming and splitting act as on the text itself; never where they could be a part
+of a control token's name.
 """
 
 import json
@@ -53,15 +53,18 @@ class Marks:
             self.marked.append({**message, "content": self._mark(message["content"], turn, kept, space)})
 
     def _mark(self, text: str, turn: int, kept: re.Pattern[str], space: bool) -> str:
-        before, core, behind = "", text, ""
-        if space:
-            core = text.strip()
-            before, behind = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :] if core else ""
-        out, done = [before], 0
-        for match in kept.finditer(core):
-            out += [self._stretch(core[done : match.start()], turn), match[0]]
+        out, done = [], 0
+        for match in kept.finditer(text):
+            out += [self._between(text[done : match.start()], turn, space), match[0]]
             done = match.end()
-        return "".join([*out, self._stretch(core[done:], turn), behind])
+        return "".join([*out, self._between(text[done:], turn, space)])
+
+    def _between(self, text: str, turn: int, space: bool) -> str:
+        core = text.strip() if space else text
+        if not core:
+            return text
+        before, _, behind = text.partition(core)
+        return before + self._stretch(core, turn) + behind
 
     def _stretch(self, text: str, turn: int) -> str:
         if not text:

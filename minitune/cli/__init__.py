@@ -15,6 +15,7 @@ COMMANDS = {
     "info": "what a model folder is: shape, parameters, tokenizer, every tensor accounted for",
     "generate": "continue a prompt, or answer it with --chat",
     "chat": "a conversation in the terminal, with /undo, /retry and /save",
+    "inspect": "the loss mask as proof: every token with the rule that decided; assertions over whole files",
     "pull": "fetch an open model: safetensors, config and tokenizer over HTTPS, resumable, checked by hash",
     "sft": "masked supervised fine-tuning: a model folder and an instruction file in, a tuned model out",
     "eval": "loss, perplexity and metrics of the answers that a model gives: exact match, labels, BLEU, ROUGE",

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,26 @@ def with_toml(cls: type[Any], args: Sequence[str]) -> list[str]:
         else:
             words += [name, str(value)]
     return words + list(args[1:])
+
+
+def together(args: Sequence[str], name: str) -> list[str]:
+    """The words behind the flag ``name``, up to the next flag, as one: ``--data a.json b.json`` is ``"a.json b.json"``.
+
+    One word stays what it is; of several each is quoted, so that names with spaces stay whole.
+    """
+    words: list[str] = []
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        flag_, equals, value = word.partition("=")
+        if flag_ != name:
+            words.append(word)
+            continue
+        values = [value] if equals else []
+        while rest and not rest[0].startswith("-"):
+            values.append(rest.pop(0))
+        words += [name, *([values[0] if len(values) == 1 else shlex.join(values)] if values else [])]
+    return words
 
 
 def _one_line(text: str, command: str) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from minitune.cli.parse import parse, with_toml
+from minitune.cli.parse import parse, together, with_toml
+from minitune.cli.progress import preparing
 from minitune.config import SFTConfig
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ _PLAIN_EVERY_S = 10.0
 
 def run(args: list[str]) -> int:
     """Train, showing what is trained on, how far it is, and what changed."""
-    config = parse(SFTConfig, "sft", with_toml(SFTConfig, args))
+    config = parse(SFTConfig, "sft", with_toml(SFTConfig, together(args, "--data")))
     from minitune.jobs.sft import sft
 
     console = Console(stderr=config.json, highlight=False, soft_wrap=True)
-    job = sft(config)
+    with preparing(console, quiet=config.quiet) as progress:
+        job = sft(config, progress)
     _announce(console, job)
     before, _ = job.begin()
     for warning in job.warnings:
@@ -73,6 +75,9 @@ def _announce(console: Console, job: "Run") -> None:
     )
     if data.leaked_rows:
         console.print(f"warning: {data.leaked_rows} validation rows are also in the training data")
+    examples, rows, full = job.feed.first()
+    packed = f"packed    {examples:,} examples in {rows:,} rows of {data.max_length:,} tokens, {100 * full:.1f} % full"
+    console.print(packed if config.packing else "packed    no: one example a row")
     console.print(
         f"steps     {job.steps} of {config.batch_size} rows; learning rate {job.peak_lr:g} after {job.warmup} "
         f"steps of warm-up, then {config.schedule}"

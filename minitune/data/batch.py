@@ -52,6 +52,13 @@ class Batch:
         return float(self.token_weight[kept].sum())
 
     @property
+    def documents(self) -> list[int]:
+        """Lengths of the documents that see themselves alone, row after row, padding behind a packed row included."""
+        B, T = self.ids.shape
+        cu = self.plan.cu_seqlens_q
+        return [T] * B if cu is None else cu.diff().tolist()
+
+    @property
     def trained_tokens(self) -> int:
         return int((self.targets != IGNORE).sum())
 

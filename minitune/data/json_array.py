@@ -22,6 +22,7 @@ class Found(NamedTuple):
     fault: str = ""
     unread: bool = False  # the file could not be read past this place
     raw: str = ""  # the row's own JSON text, on one line
+    end: int = 0  # about how many bytes of the file have been read when the row is through; 0 where that is not known
 
 
 class Repeated(dict[str, object]):
@@ -50,7 +51,7 @@ def decode_row(line: int, data: bytes, offset: int) -> Found:
     except UnicodeDecodeError as error:
         return Found(line, None, invalid_utf8(offset + error.start), raw=data.decode("utf-8", "replace").strip())
     try:
-        return Found(line, _DECODER.decode(text), raw=text.strip())
+        return Found(line, _DECODER.decode(text), raw=text.strip(), end=offset + len(data))
     except json.JSONDecodeError as error:
         return Found(line, None, f"broken JSON: {error.msg} (column {error.pos + 1})", raw=text.strip())
     except (ValueError, RecursionError) as error:
@@ -162,7 +163,7 @@ def _element(window: _Window, line: int, value: object, end: int) -> Found:
         before = len(window.text[: bad_byte.start()].encode("utf-8", "surrogateescape"))
         readable = raw.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         return Found(line, None, invalid_utf8(window.byte + before), raw=readable)
-    return Found(line, value, raw=raw)
+    return Found(line, value, raw=raw, end=window.byte + end)
 
 
 def _error(message: str, window: _Window) -> json.JSONDecodeError:

@@ -9,6 +9,8 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from minitune.data.formats import Row
 from minitune.data.normal import digest, question_text
 from minitune.errors import ConfigError, DataError
@@ -32,34 +34,35 @@ def split_rows(rows: Sequence[Row], *, val: float | int, seed: int) -> tuple[lis
     return train, [row for row, part in zip(rows, parts, strict=True) if part == 0]
 
 
-def split_groups(keys: Sequence[bytes], wanted: Sequence[int], *, seed: int) -> list[int]:
+def split_groups(keys: Sequence[bytes] | np.ndarray, wanted: Sequence[int], *, seed: int) -> np.ndarray:
     """Return the part of each row, or -1 for the rest: rows of the same key in one part, and no part too large.
 
-    Each part takes groups in the order of a hash of the seed and of the key as long as they fit, the first part first.
-    Raises ``DataError`` where a part would be empty.
+    ``keys``: a hash a row, as bytes or as rows of bytes. Each part takes groups in the order of a hash of the seed and
+    of the key as long as they fit, the first part first. Raises ``DataError`` where a part would be empty.
     """
-    groups: dict[bytes, list[int]] = {}
-    for place, key in enumerate(keys):
-        groups.setdefault(key, []).append(place)
     salt = f"{seed}:".encode()
-    left = sorted(groups, key=lambda key: hashlib.sha256(salt + key).digest())
-    parts = [-1] * len(keys)
+    # Eight bytes of a hash tell any number of groups apart that a machine can hold.
+    hashes = (hashlib.sha256(salt + bytes(key)).digest()[:8] for key in keys)
+    ranks = np.fromiter((int.from_bytes(held, "big") for held in hashes), np.uint64, len(keys))
+    order = np.argsort(ranks, kind="stable")
+    _, starts, sizes = np.unique(ranks[order], return_index=True, return_counts=True)
+    parts = np.full(len(keys), -1, np.int8)
+    free = np.ones(len(sizes), bool)
     for part, count in enumerate(wanted):
-        taken, passed = 0, []
-        for key in left:
-            if taken + len(groups[key]) > count:
-                passed.append(key)
-                continue
-            taken += len(groups[key])
-            for place in groups[key]:
-                parts[place] = part
+        taken = 0
+        for group in np.flatnonzero(free):
+            if taken + sizes[group] <= count:
+                taken += sizes[group]
+                free[group] = False
+                parts[order[starts[group] : starts[group] + sizes[group]]] = part
+            if taken == count:
+                break
         if not taken:
-            smallest = min((len(groups[key]) for key in left), default=0)
+            smallest = int(sizes[free].min()) if free.any() else 0
             raise DataError(
                 f"cannot hold back {_count(count)} of {len(keys):,}: rows with the same instruction and input stay "
                 f"together, and the smallest such group has {_count(smallest)}; ask for more, or take another file"
             )
-        left = passed
     return parts
 
 

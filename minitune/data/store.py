@@ -6,7 +6,8 @@ A store is a folder:
     weights.bin   float32 beside each id: what its loss is multiplied by, 0 where it is not trained
     ends.bin      int64, for each example where it ends
     rows.bin      int64, for each example the number of the row it comes from
-    NAME.npy      what else whoever wrote them wanted to keep as an array
+    numbers.bin   int64, for each row that gave examples its number
+    questions.bin 32 bytes, for each of these the hash of its question
     store.json    how to read them, and what else there is to know
 
 It is written whole or not at all.
@@ -24,8 +25,9 @@ import numpy as np
 
 from minitune.errors import DataError
 
-FORMAT = 1
-_FILES = ("ids", "weights", "ends", "rows")
+FORMAT = 2
+HASH_BYTES = 32
+_FILES = ("ids", "weights", "ends", "rows", "numbers", "questions")
 
 
 class Document(NamedTuple):
@@ -47,18 +49,28 @@ class Piece(NamedTuple):
     weights: np.ndarray
     lengths: np.ndarray
     rows: np.ndarray
+    numbers: np.ndarray
+    questions: np.ndarray  # (rows, 32) uint8
 
     @classmethod
-    def of(cls, examples: Sequence[tuple[int, Sequence[int], Sequence[float]]]) -> "Piece":
-        """Examples as (row, ids, weights)."""
+    def of(
+        cls, examples: Sequence[tuple[int, Sequence[int], Sequence[float]]], questions: Sequence[tuple[int, bytes]]
+    ) -> "Piece":
+        """Examples as (row, ids, weights), and of each row that gave some its number and the hash of its question."""
         ids = [np.asarray(e[1], np.uint32) for e in examples] or [np.empty(0, np.uint32)]
         weights = [np.asarray(e[2], np.float32) for e in examples] or [np.empty(0, np.float32)]
         lengths = np.array([len(e[1]) for e in examples], np.int64)
-        return cls(np.concatenate(ids), np.concatenate(weights), lengths, np.array([e[0] for e in examples], np.int64))
+        rows = np.array([e[0] for e in examples], np.int64)
+        numbers = np.array([number for number, _ in questions], np.int64)
+        hashes = np.frombuffer(b"".join(held for _, held in questions), np.uint8).reshape(-1, HASH_BYTES)
+        return cls(np.concatenate(ids), np.concatenate(weights), lengths, rows, numbers, hashes)
 
 
 class TokenStore:
-    """A store, opened for reading. ``store[i]`` is example i; ``lengths`` and ``rows`` are one number for each."""
+    """A store, opened for reading. ``store[i]`` is example i; ``lengths`` and ``rows`` are one number for each.
+
+    ``numbers`` and ``questions`` are one entry for each row that gave examples.
+    """
 
     def __init__(self, folder: Path):
         try:
@@ -69,10 +81,13 @@ class TokenStore:
             self._weights = _map(folder / "weights.bin", self.meta["weights"])
             self._ends = _map(folder / "ends.bin", "int64")
             self.rows = _map(folder / "rows.bin", "int64")
+            self.numbers = _map(folder / "numbers.bin", "int64")
+            self.questions = _map(folder / "questions.bin", "uint8").reshape(-1, HASH_BYTES)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder} is no store of prepared tokens ({error}); remove it") from None
-        sizes = (len(self._ids), len(self._weights)), (len(self._ends), len(self.rows))
-        if len(set(sizes[0])) > 1 or len(set(sizes[1])) > 1 or (len(self._ends) and self._ends[-1] != len(self._ids)):
+        pairs = (self._ids, self._weights), (self._ends, self.rows), (self.numbers, self.questions)
+        ends = int(self._ends[-1]) if len(self._ends) else 0
+        if any(len(one) != len(other) for one, other in pairs) or ends != len(self._ids):
             raise DataError(f"{folder} is a store whose files do not belong together; remove it")
         self.folder = folder
 
@@ -82,13 +97,6 @@ class TokenStore:
     def __getitem__(self, place: int) -> Document:
         start, end = int(self._ends[place - 1]) if place else 0, int(self._ends[place])
         return Document(self._ids[start:end], self._weights[start:end])
-
-    def array(self, name: str) -> np.ndarray:
-        """An array that was kept beside the examples."""
-        try:
-            return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.folder} lacks its {name} ({error}); remove it") from None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -101,12 +109,12 @@ def write_store(
     pieces: Iterable[Piece],
     *,
     vocab_size: int,
-    rest: Callable[[], tuple[dict[str, Any], dict[str, np.ndarray]]],
+    rest: Callable[[], dict[str, Any]],
 ) -> TokenStore:
     """Write the examples of ``pieces``, in order, into a new ``folder``, and open it.
 
-    ``rest`` is called when the pieces are through: what goes into store.json, and arrays by name. Where another process
-    has written the folder meanwhile, that one stays. Raises OSError where it cannot be written.
+    ``rest`` is called when the pieces are through: what else goes into store.json. Where another process has written
+    the folder meanwhile, that one stays. Raises OSError where it cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     half = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -115,17 +123,16 @@ def write_store(
         kinds = ("uint16" if vocab_size <= 1 << 16 else "uint32", "float32")
         total = 0
         with ExitStack() as stack:
-            ids, weights, ends, rows = (stack.enter_context((half / f"{name}.bin").open("wb")) for name in _FILES)
+            files = {name: stack.enter_context((half / f"{name}.bin").open("wb")) for name in _FILES}
             for piece in pieces:
-                _put(ids, piece.ids, kinds[0])
-                _put(weights, piece.weights, kinds[1])
-                _put(ends, total + np.cumsum(piece.lengths), "int64")
-                _put(rows, piece.rows, "int64")
+                _put(files["ids"], piece.ids, kinds[0])
+                _put(files["weights"], piece.weights, kinds[1])
+                _put(files["ends"], total + np.cumsum(piece.lengths), "int64")
+                _put(files["rows"], piece.rows, "int64")
+                _put(files["numbers"], piece.numbers, "int64")
+                _put(files["questions"], piece.questions, "uint8")
                 total += int(piece.lengths.sum())
-        meta, arrays = rest()
-        for name, array in arrays.items():
-            np.save(half / f"{name}.npy", array, allow_pickle=False)
-        text = json.dumps({**meta, "format": FORMAT, "ids": kinds[0], "weights": kinds[1]}, ensure_ascii=False)
+        text = json.dumps({**rest(), "format": FORMAT, "ids": kinds[0], "weights": kinds[1]}, ensure_ascii=False)
         (half / "store.json").write_text(text + "\n", encoding="utf-8")
         try:
             half.replace(folder)

@@ -96,10 +96,10 @@ class Dataset:
         """Rows whose examples are validated on."""
         return len(np.unique(self.val.rows))
 
-    def epoch(self, epoch: int, seed: int) -> list[int]:
+    def epoch(self, epoch: int, seed: int) -> np.ndarray:
         """Which training examples an epoch sees: each once, or as often as the weight of its file says."""
         if all(weight == 1 for weight in self.weights.values()):
-            return list(range(len(self.train)))
+            return np.arange(len(self.train))
         numbers = self.train.rows
         distinct = np.unique(numbers)
         files = [self.prepared[0].file_of(int(number)) for number in distinct]
@@ -107,7 +107,7 @@ class Dataset:
         for place, number in enumerate(numbers.tolist()):
             examples.setdefault(number, []).append(place)
         chosen = copies(files, self.weights, seed=seed, epoch=epoch)
-        return [place for at in chosen for place in examples[int(distinct[at])]]
+        return np.array([place for at in chosen for place in examples[int(distinct[at])]], np.int64)
 
     def summary(self) -> dict[str, Any]:
         """What ``inspect.json`` holds."""
@@ -174,8 +174,7 @@ def prepare(
         refuse(other, config, recipe, positions)
         prepared.append(other)
         held = Part(other.store, np.arange(len(other.store)))
-        trained = set(main.questions)
-        leaked = sum(question in trained for question in other.questions)
+        leaked = shared_questions(main.store.questions, other.store.questions)
     elif val:
         parts, held = split(main, val, config)
     shown_of, part = (prepared[-1], held) if len(held) else (main, parts)
@@ -192,42 +191,60 @@ def prepare(
 
 def split(main: Prepared, val: float | int, config: SFTConfig) -> tuple[Part, Part]:
     """Training and validation, rows with the same question in one of them."""
-    total = len(main.numbers)
+    total = len(main.store.numbers)
     wanted = int(val) if val >= 1 else math.floor(val * total + 0.5)
     if not 0 < wanted < total:
         what = "no row to validate on; ask for more" if wanted < 1 else "no row to train on; ask for fewer"
         held = f"--val {config.val} of {total:,} rows leaves {what}"
         raise DataError(f"{config.data}: {held}, or pass --val 0 for no validation")
     try:
-        parts = split_groups(main.questions, [wanted], seed=config.seed)
+        parts = split_groups(main.store.questions, [wanted], seed=config.seed)
     except DataError as error:
         raise DataError(f"{config.data}: {error}; or pass --val 0 for no validation") from None
-    inside = np.isin(main.store.rows, main.numbers[np.array(parts) == 0])
+    inside = np.isin(main.store.rows, main.store.numbers[parts == 0])
     return Part(main.store, np.flatnonzero(~inside)), Part(main.store, np.flatnonzero(inside))
 
 
+def shared_questions(train: np.ndarray, val: np.ndarray) -> int:
+    """How many rows of ``val`` ask what a row of ``train`` asks; both are hashes, a row of bytes each."""
+    kind = f"V{train.shape[1]}"
+    known = np.sort(np.ascontiguousarray(train).view(kind).ravel())
+    asked = np.ascontiguousarray(val).view(kind).ravel()
+    if not len(known):
+        return 0
+    return int((known[np.searchsorted(known, asked).clip(max=len(known) - 1)] == asked).sum())
+
+
 def refuse(prepared: Prepared, config: SFTConfig, recipe: Recipe, positions: int) -> None:
-    """Raise DataError for bad rows and for too long ones, where that is an error, and for a mask that is wrong."""
+    """Raise DataError for the first of ``refusals``."""
+    found = refusals(prepared, config, recipe, positions)
+    if found:
+        raise DataError(found[0])
+
+
+def refusals(prepared: Prepared, config: SFTConfig, recipe: Recipe, positions: int) -> list[str]:
+    """Why no run starts on these rows: bad and too long ones, where these are errors, or a mask that is wrong."""
+    report, found = prepared.report, []
     if prepared.bad_rows and config.on_bad == "error":
-        rows = prepared.report.rows + prepared.long_rows
-        raise DataError(bad_rows_message(prepared.bad, prepared.bad_rows, rows + prepared.bad_rows))
+        found.append(bad_rows_message(prepared.bad, prepared.bad_rows, prepared.rows))
     if prepared.long_rows and recipe.on_long == "error":
         where, tokens = prepared.long[0]
-        total = prepared.report.rows + prepared.long_rows
-        raise DataError(
-            f"{where}: {tokens} tokens, over --max-length {recipe.max_length}, like {prepared.long_rows} of {total} "
-            f"rows; pass --on-long drop to leave them out, or truncate-history to shorten them (the model has "
-            f"{positions} positions)"
+        found.append(
+            f"{where}: {tokens} tokens, over --max-length {recipe.max_length}, like {prepared.long_rows} of "
+            f"{report.rows + prepared.long_rows} rows; pass --on-long drop to leave them out, or truncate-history to "
+            f"shorten them (the model has {positions} positions)"
         )
-    if not len(prepared.store):
+    if report.failures:
+        where, _, what = report.problems[0]
+        found.append(
+            f"{where}: the loss mask is wrong ({report.failures.total()} of {report.rows} rows): {what}; see minitune "
+            "inspect"
+        )
+    elif not len(prepared.store):
         files, limit = ", ".join(prepared.files), recipe.max_length
-        raise DataError(f"{files}: no row is left to train on (all are longer than {limit} tokens)")
-    if prepared.report.failures:
-        where, _, found = prepared.report.problems[0]
-        count = sum(prepared.report.failures.values())
-        raise DataError(
-            f"{where}: the loss mask is wrong ({count} of {prepared.report.rows} rows): {found}; see minitune inspect"
-        )
+        bad = f"the first is bad, {prepared.bad[0][0]}: {prepared.bad[0][1]}" if prepared.bad else ""
+        found.append(f"{files}: no row is left to train on ({bad or f'all are longer than {limit} tokens'})")
+    return found
 
 
 def _validation(value: str) -> float | int | Path:

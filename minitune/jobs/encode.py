@@ -1,27 +1,32 @@
 """Rows -> examples of ids and weights, checked, in as many processes as the machine has cores."""
 
+import contextlib
 import multiprocessing
+import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 from minitune.chat import TEMPLATES, AnyTemplate, Encoded, Message, examples, terminator
 from minitune.data.formats import Row
 from minitune.data.normal import digest, question_text
 from minitune.data.store import Piece
-from minitune.errors import ConfigError, DataError
+from minitune.errors import DataError
 from minitune.mask_report import Checks, MaskReport
 from minitune.tokenizer import Tokenizer, load_tokenizer
 
 OnLong = Literal["error", "drop", "truncate-history"]
 PLAIN_LAYOUTS = ("completion", "text")
 CHUNK = 512
-WORTH_A_POOL = 4 * CHUNK
-"""Rows from which on the start of other processes pays."""
+ALONE_S = 2.0
+"""Seconds of work after which the start of other processes, which takes one or two, begins to pay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +55,10 @@ class Chunk:
 
     piece: Piece
     report: MaskReport
-    questions: list[tuple[int, bytes]]
-    """For each row that gave examples its number and the hash of its question."""
     long: list[tuple[str, int]] = field(default_factory=list)
     """Rows that were left out for their length: place and tokens."""
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """Rows that the template has no form for: place and reason."""
 
 
 class Encoder:
@@ -72,9 +77,13 @@ class Encoder:
 
     def chunk(self, rows: Sequence[tuple[int, Row]]) -> Chunk:
         """Encode and check some numbered rows."""
-        report, made, questions, long = MaskReport(), [], [], []
+        report, made, questions, long, refused = MaskReport(), [], [], [], []
         for number, row in rows:
-            fitted = self.row(row)
+            try:
+                fitted = self.row(row)
+            except DataError as error:
+                refused.append((row.where, str(error)))
+                continue
             if fitted.tokens:
                 long.append((row.where, fitted.tokens))
                 continue
@@ -86,27 +95,27 @@ class Encoder:
             for example in fitted.examples:
                 weights = [weight * row.weight for weight in example.weights] if row.weight != 1 else example.weights
                 made.append((number, example.ids, weights))
-        return Chunk(Piece.of(made), report, questions, long)
+        return Chunk(Piece.of(made, questions), report, long, refused)
 
     def row(self, row: Row) -> "Fitted":
-        """The examples of one row, made to fit where the recipe says so. Raises DataError that names the row."""
+        """The examples of one row, made to fit where the recipe says so.
+
+        Raises DataError where the template has no form for it, ConfigError for a tokenizer that lacks its tokens.
+        """
         template, limit = self.recipe.template_of(row), self.recipe.max_length
         stop_id, _ = self.stop_and_checks(template)
 
         def made(messages: Sequence[Message]) -> list[Encoded]:
             return examples(messages, template, self.tokenizer, stop_id, train_on=self.recipe.train_on)
 
-        try:
-            found, messages, shortened = made(row.messages), row.messages, False
-            tokens = longest = max((len(example.ids) for example in found), default=0)
-            if longest > limit and self.recipe.on_long != "truncate-history":
-                return Fitted([], tokens=tokens)
-            while longest > limit and len(fewer := without_oldest(messages)) < len(messages):
-                messages, shortened = fewer, True
-                found = made(messages)
-                longest = max((len(example.ids) for example in found), default=0)
-        except (ConfigError, DataError) as error:
-            raise type(error)(f"{row.where}: {error}") from None
+        found, messages, shortened = made(row.messages), row.messages, False
+        tokens = longest = max((len(example.ids) for example in found), default=0)
+        if longest > limit and self.recipe.on_long != "truncate-history":
+            return Fitted([], tokens=tokens)
+        while longest > limit and len(fewer := without_oldest(messages)) < len(messages):
+            messages, shortened = fewer, True
+            found = made(messages)
+            longest = max((len(example.ids) for example in found), default=0)
         if longest <= limit:
             return Fitted(found, shortened=shortened)
         short = cut_example(found[-1], limit)
@@ -157,28 +166,65 @@ def encode_rows(
 ) -> Iterator[Chunk]:
     """Encode numbered rows in chunks, in order; ``folder`` is where other processes load the tokenizer from.
 
-    Few rows are encoded here. Raises DataError or ConfigError for the first row that has no form.
+    The first seconds' worth is encoded here, and so is all where no other process can be started. Raises ConfigError
+    for a tokenizer that cannot serve the template.
     """
     chunks = _chunks(rows)
     encoder = Encoder(tokenizer, recipe)
-    first = list(islice(chunks, WORTH_A_POOL // CHUNK))
-    if processes < 2 or sum(map(len, first)) < WORTH_A_POOL:
-        yield from (encoder.chunk(chunk) for part in (first, chunks) for chunk in part)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin, initargs=(folder, recipe)) as pool:
-        waiting: deque[Future[Chunk]] = deque()
+    started = time.perf_counter()
+    for chunk in chunks:
+        if processes > 1 and time.perf_counter() - started > ALONE_S:
+            yield from _together(chain([chunk], chunks), encoder, folder, processes)
+        else:
+            yield encoder.chunk(chunk)
+
+
+_Numbered = Sequence[tuple[int, Row]]
+
+
+def _together(chunks: Iterable[_Numbered], encoder: Encoder, folder: Path, processes: int) -> Iterator[Chunk]:
+    spawn, begin = multiprocessing.get_context("spawn"), (folder, encoder.recipe)
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_begin, initargs=begin) as pool:
+        waiting: deque[tuple[_Numbered, Future[Chunk] | None]] = deque()
         try:
-            for part in (first, chunks):
-                for chunk in part:
-                    waiting.append(pool.submit(_in_pool, chunk))
-                    if len(waiting) > 3 * processes:
-                        yield waiting.popleft().result()
+            for chunk in chunks:
+                waiting.append((chunk, _sent(pool, chunk)))
+                if len(waiting) > 3 * processes:
+                    yield _received(encoder, *waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield _received(encoder, *waiting.popleft())
         finally:
-            for future in waiting:
-                future.cancel()
+            for _, future in waiting:
+                if future is not None:
+                    future.cancel()
+
+
+def _sent(pool: ProcessPoolExecutor, chunk: _Numbered) -> Future[Chunk] | None:
+    """Give a chunk to the processes, the first of which starts them; None where they have died."""
+    try:
+        with _without_main():
+            return pool.submit(_in_pool, chunk)
+    except BrokenProcessPool:
+        return None
+
+
+def _received(encoder: Encoder, chunk: _Numbered, future: Future[Chunk] | None) -> Chunk:
+    """What the processes made of a chunk, or made of it here where they have died."""
+    try:
+        return encoder.chunk(chunk) if future is None else future.result()
+    except BrokenProcessPool:
+        return encoder.chunk(chunk)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Start processes that do not run the user's script again: it need not have a guard for being imported."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _chunks(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
@@ -195,6 +241,6 @@ def _begin(folder: Path, recipe: Recipe) -> None:
     _encoder = Encoder(load_tokenizer(folder), recipe)
 
 
-def _in_pool(chunk: Sequence[tuple[int, Row]]) -> Chunk:
+def _in_pool(chunk: _Numbered) -> Chunk:
     assert _encoder is not None
     return _encoder.chunk(chunk)

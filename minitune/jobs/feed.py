@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterator
 from itertools import count
 
+import numpy as np
+
 from minitune.config import SFTConfig
 from minitune.data.batch import epoch_order
-from minitune.data.pack import fill, packed_epoch
+from minitune.data.pack import Packed, fill, packed_epoch
 from minitune.jobs.dataset import Dataset
 
 
@@ -19,16 +21,15 @@ class Feed:
 
     def __init__(self, config: SFTConfig, data: Dataset):
         self.config, self.data = config, data
-        self.lengths = data.train.lengths.tolist()
+        self.lengths = data.train.lengths.astype(np.int32)
 
-    def rows(self, epoch: int) -> list[list[int]]:
+    def rows(self, epoch: int) -> Packed:
         """The rows of one epoch in their order, each a list of places in the training part."""
         chosen, seed = self.data.epoch(epoch, self.config.seed), self.config.seed
         if not self.config.packing:
-            return [[chosen[i]] for i in epoch_order(len(chosen), seed=seed, epoch=epoch)]
-        lengths = [self.lengths[place] for place in chosen]
-        packed = packed_epoch(lengths, self.data.max_length, seed=seed, epoch=epoch)
-        return [[chosen[i] for i in row] for row in packed]
+            return Packed.each(chosen[epoch_order(len(chosen), seed=seed, epoch=epoch)])
+        packed = packed_epoch(self.lengths[chosen], self.data.max_length, seed=seed, epoch=epoch)
+        return Packed(chosen[packed.places], packed.ends)
 
     def steps(self, start: int = 0) -> Iterator[list[list[int]]]:
         """The rows of optimizer step ``start``, ``start`` + 1, ..."""
@@ -45,10 +46,10 @@ class Feed:
         steps = sum(self._steps(epoch) for epoch in range(whole))
         return max(1, steps + (math.ceil(part * self._steps(whole)) if part else 0))
 
-    def fill(self) -> float:
-        """How full the rows of the first epoch are."""
+    def first(self) -> tuple[int, int, float]:
+        """How many examples the first epoch sees, in how many rows, and how full these are."""
         rows = self.rows(0)
-        return fill(self.lengths, rows, self.data.max_length) if self.config.packing else 1.0
+        return len(rows.places), len(rows), fill(self.lengths, rows, self.data.max_length)
 
     def _steps(self, epoch: int) -> int:
         return math.ceil(len(self.rows(epoch)) / self.config.batch_size)

@@ -1,27 +1,32 @@
 """The loss mask as proof: every token of a row with the rule that decided, and the assertions over whole files."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from minitune.chat import Encoded, rendered_text, template_for, terminator
+from minitune.chat import Encoded, rendered_text, terminator
 from minitune.checkpoint import read_config, stop_ids_of, vocabulary_rows
 from minitune.config import SFTConfig
 from minitune.data.formats import Row
 from minitune.data.sources import parse_source
 from minitune.errors import CheckpointError, ConfigError, DataError
-from minitune.jobs.dataset import data_specs, recipe_of
+from minitune.jobs.conversation import template_of
+from minitune.jobs.dataset import data_specs, recipe_of, refusals
 from minitune.jobs.encode import Encoder
 from minitune.jobs.load import resolve
 from minitune.jobs.prepared import Preparation, Prepared, Progress, rows_of
+from minitune.mask_report import RULES
 from minitune.tokenizer import Tokenizer, load_tokenizer
 
 SMALL = 0.3
 """A row of a table shorter than this share of the median row looks as if it was never trained."""
+SAMPLED = 200
+"""Rows that are encoded once more, as one text each, to tell how many would have other ids."""
 
 
 class Token(NamedTuple):
@@ -49,7 +54,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found about the rows of some files, as a model would be trained on them."""
+    """What was found about the rows of some files, as a model would be trained on them.
+
+    ``refused``: why ``sft`` with the same settings would not start; nothing where it would. ``otherwise``: of the first
+    ``sampled`` rows, those whose ids would be others if prompt and answer were encoded as one text.
+    """
 
     model: str
     files: tuple[str, ...]
@@ -60,31 +69,36 @@ class Inspection:
     max_length: int
     prepared: Prepared
     shown: list[Shown]
+    refused: list[str]
     warnings: list[str]
+    sampled: int
+    otherwise: int
 
-    @property
-    def refused(self) -> list[str]:
-        """Why ``sft`` would not start on these rows by itself; nothing where it would."""
-        report, found = self.prepared.report, []
-        if report.failures:
-            found.append(f"{report.failures.total():,} assertions failed")
-        if self.prepared.bad_rows:
-            found.append(f"{self.prepared.bad_rows:,} bad rows (--on-bad drop leaves them out)")
-        if self.prepared.long_rows:
-            found.append(f"{self.prepared.long_rows:,} rows over {self.max_length} tokens (see --on-long)")
-        return found
+    def as_json(self) -> dict[str, Any]:
+        """Everything by its name: the report with its rules, then the rows that are shown."""
+        prepared = self.prepared
+        names = ("model", "files", "template", "why_template", "terminator", "stop_ids", "max_length")
+        names += ("refused", "warnings", "sampled", "otherwise")
+        found = {"ok": not self.refused} | {name: getattr(self, name) for name in names}
+        found |= prepared.report.as_json() | {"rules": RULES}
+        found |= {name: getattr(prepared, name) for name in ("bad_rows", "long_rows", "bad", "long")}
+        shown = [
+            {"where": row.where, "notes": row.notes, "examples": [[t._asdict() for t in e] for e in row.examples]}
+            for row in self.shown
+        ]
+        return found | {"shown": shown}
 
 
 def inspect(config: SFTConfig, *, row: int, show: int, progress: Progress | None = None) -> Inspection:
     """Prepare the rows that ``config`` names as ``sft`` would, and show ``show`` of them from number ``row`` on.
 
     Of the model only its configuration, its tokenizer and its vocabulary's tables are read. Rows are counted from 1,
-    bad ones left out. Raises ConfigError, DataError, CheckpointError or TokenizerError with one line.
+    those that cannot be read left out. Raises ConfigError, DataError, CheckpointError or TokenizerError with one line.
     """
     folder = resolve(config.model).base
     shape, raw = read_config(folder)
     tokenizer = load_tokenizer(folder)
-    template, why = template_for(tokenizer, config.template or None)
+    template, why = template_of(config.template, tokenizer, config.model)
     stop_id = terminator(template, tokenizer)
     known = stop_ids_of(folder, raw, shape.vocab_size)
     if tokenizer.eos_id is not None:
@@ -93,19 +107,12 @@ def inspect(config: SFTConfig, *, row: int, show: int, progress: Progress | None
     recipe = recipe_of(config, template, stop_ids, shape.max_positions, named=bool(config.template))
     files = [parse_source(spec).name for spec in data_specs(config.data)]
     prepared = Preparation(config, tokenizer, folder, recipe, progress).run(files, limit=config.rows)
-    total = prepared.report.rows + prepared.long_rows
-    if show and not 1 <= row <= total:
-        raise ConfigError(f"--row is {row}; the files have {total:,} good rows")
+    if show and not 1 <= row <= prepared.readable:
+        raise ConfigError(f"--row is {row}; the files have {prepared.readable:,} rows that can be read")
     encoder = Encoder(tokenizer, recipe)
-    numbers = list(range(row - 1, min(row - 1 + show, total)))
-    shown = [show_row(one, encoder) for one in rows_of(prepared, numbers, config.columns)]
-    warnings = []
-    if stop_id not in known:
-        warnings.append(
-            f"answers end with {tokenizer.token(stop_id)!r} (id {stop_id}), which the model's folder does not list among "
-            f"the ids to stop on {sorted(known)}; a run stops on it too, other tools must be told"
-        )
-    used = control_ids_of(prepared, tokenizer)
+    sampled, wanted = min(SAMPLED, prepared.readable), range(row - 1, min(row - 1 + show, prepared.readable))
+    numbers = list(dict.fromkeys([*range(sampled), *wanted]))
+    rows = dict(zip(numbers, rows_of(prepared, numbers, config.columns), strict=True))
     return Inspection(
         model=config.model,
         files=tuple(files),
@@ -115,40 +122,56 @@ def inspect(config: SFTConfig, *, row: int, show: int, progress: Progress | None
         stop_ids=stop_ids,
         max_length=recipe.max_length,
         prepared=prepared,
-        shown=shown,
-        warnings=warnings + untrained_rows(folder, tokenizer, used),
+        shown=[show_row(rows[number], encoder) for number in wanted],
+        refused=refusals(prepared, config, recipe, shape.max_positions),
+        warnings=[*stop_warnings(stop_id, known, tokenizer), *untrained_rows(folder, tokenizer, [prepared])],
+        sampled=sampled,
+        otherwise=sum(joined_otherwise(rows[number], encoder) for number in range(sampled)),
     )
+
+
+def stop_warnings(stop_id: int, known: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """What to say where a model's folder does not say that generations stop on what ends an answer."""
+    if stop_id in known:
+        return []
+    return [
+        f"answers end with {tokenizer.token(stop_id)!r} (id {stop_id}), which the model's folder does not list "
+        f"among the ids to stop on {sorted(set(known))}; generations of a run stop on it too, other tools must be told"
+    ]
 
 
 def show_row(row: Row, encoder: Encoder) -> Shown:
     """A row, token by token."""
-    fitted = encoder.row(row)
-    notes = []
+    try:
+        fitted = encoder.row(row)
+    except DataError as error:
+        return Shown(row.where, [], [f"bad: {error}"])
     if fitted.tokens:
         return Shown(row.where, [], [f"{fitted.tokens} tokens: too long, see --on-long"])
+    notes = [] if fitted.examples else ["no answer of this row is trained"]
     if fitted.shortened:
         notes.append("its oldest turns are left out, to fit")
     if fitted.cut:
         notes.append("its last answer is cut to fit, and gets no end")
     if len(fitted.examples) > 1:
         notes.append("its template writes earlier turns otherwise in later prompts: one example for each answer")
-    if len(fitted.examples) == 1 and not (fitted.shortened or fitted.cut) and _joined_otherwise(row, encoder):
+    if joined_otherwise(row, encoder):
         notes.append(
             "encoded as one text it would have other ids: here an answer is encoded by itself, as it is generated"
         )
     return Shown(row.where, [tokens_of(example, encoder.tokenizer) for example in fitted.examples], notes)
 
 
-def _joined_otherwise(row: Row, encoder: Encoder) -> bool:
-    template = encoder.recipe.template_of(row)
-    example = encoder.row(row).examples[0]
+def joined_otherwise(row: Row, encoder: Encoder) -> bool:
+    """Whether the row would have other ids if all of it were encoded as one text, as many tools do (B7)."""
     try:
-        text = rendered_text(row.messages, template, encoder.tokenizer, header=False)
+        fitted = encoder.row(row)
+        if len(fitted.examples) != 1 or fitted.shortened or fitted.cut:
+            return False
+        text = rendered_text(row.messages, encoder.recipe.template_of(row), encoder.tokenizer, header=False)
     except DataError:
         return False
-    ids = encoder.tokenizer.encode(text, control=True)
-    mine = example.ids
-    bos = encoder.tokenizer.bos_id
+    ids, mine, bos = encoder.tokenizer.encode(text, control=True), fitted.examples[0].ids, encoder.tokenizer.bos_id
     if mine[:1] == [bos] and ids[:1] != [bos]:
         mine = mine[1:]
     return ids[: len(mine)] != mine
@@ -169,16 +192,17 @@ def tokens_of(example: Encoded, tokenizer: Tokenizer) -> list[Token]:
     return found
 
 
-def control_ids_of(prepared: Prepared, tokenizer: Tokenizer, most: int = 2000) -> list[int]:
+def control_ids_of(prepared: Sequence[Prepared], tokenizer: Tokenizer, most: int = 2000) -> list[int]:
     """The control ids that stand in the first examples, in ascending order."""
-    control = tokenizer.control_ids
+    control = np.array(sorted(tokenizer.control_ids), np.int64)
     found: set[int] = set()
-    for place in range(min(len(prepared.store), most)):
-        found |= control.intersection(prepared.store[place].ids.tolist())
+    for one in prepared:
+        for place in range(min(len(one.store), most)):
+            found.update(np.intersect1d(control, one.store[place].ids).tolist())
     return sorted(found)
 
 
-def untrained_rows(folder: Path, tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+def untrained_rows(folder: Path, tokenizer: Tokenizer, prepared: Sequence[Prepared]) -> list[str]:
     """What to say of control ids whose row of the embedding or the head looks as if it was never trained (B12)."""
     try:
         tables = vocabulary_rows(folder, read_config(folder)[0])
@@ -186,24 +210,20 @@ def untrained_rows(folder: Path, tokenizer: Tokenizer, ids: Sequence[int]) -> li
         return [f"the vocabulary's rows were not looked at ({error})"]
     if not tables:
         return ["the vocabulary's rows were not looked at: the folder holds none under their published names"]
-    warnings = []
+    warnings, ids = [], control_ids_of(prepared, tokenizer)
     for name, table in tables.items():
-        norms = _norms(table)
+        norms = torch.cat([part.float().norm(dim=1) for part in table.split(16_384)])
         median = float(norms.median())
         for token in ids:
-            if token >= len(norms):
-                warnings.append(f"{tokenizer.token(token)!r} (id {token}) has no row in {name}")
-                continue
-            norm = float(norms[token])
+            title = f"{tokenizer.token(token)!r} (id {token})"
+            norm = float(norms[token]) if token < len(norms) else math.inf
             below = 100 * float((norms < norm).float().mean())
-            if norm < SMALL * median:
+            if token >= len(norms):
+                warnings.append(f"{title} has no row in {name}")
+            elif norm < SMALL * median:
                 warnings.append(
-                    f"{tokenizer.token(token)!r} (id {token}) looks untrained in {name}: its row has a norm of {norm:.3g}, "
-                    f"the median is {median:.3g} ({below:.1f} % of rows are shorter); a template without it would do "
-                    "better, or train its row"
+                    f"{title} looks untrained in {name}: its row has a norm of {norm:.3g}, the median is {median:.3g} "
+                    f"({below:.1f} % of rows are shorter); a template without it would do better, or --method full, "
+                    "which trains its row"
                 )
     return warnings
-
-
-def _norms(table: Tensor) -> Tensor:
-    return torch.cat([part.float().norm(dim=1) for part in table.split(16_384)])

@@ -14,7 +14,7 @@ import numpy as np
 
 from minitune.chat import terminator
 from minitune.config import SFTConfig
-from minitune.data.formats import BadRow, Row, refuse_bad, stream_rows
+from minitune.data.formats import BadRow, Row, entries, refuse_bad
 from minitune.data.layouts import Columns
 from minitune.data.sources import check_used, parse_columns
 from minitune.data.store import Piece, TokenStore, write_store
@@ -26,23 +26,25 @@ from minitune.tokenizer import Tokenizer
 
 FIRST = 20
 """Rows of a kind that are kept by name."""
-Progress = Callable[[int, bool], None]
-"""Called with the rows that are encoded so far, and whether these are all."""
+Progress = Callable[[int, float], None]
+"""Called with the rows that are encoded so far, and the share of the files that is read: 1 when all is done."""
 
 
 @dataclass(frozen=True)
 class Prepared:
     """The examples of some files, and what happened on the way: nothing is left out without being counted.
 
-    ``numbers`` and ``questions``: of each row with examples its number, and the hash of its question, by which rows are
-    split. ``starts``: the number of the first row of each file. ``bad`` and ``long``: the first rows that were left out
-    because they are bad, with the reason, or too long, with their tokens; ``bad_rows`` and ``long_rows`` count all.
+    ``store.numbers`` and ``store.questions``: of each row with examples its number, and the hash of its question, by
+    which rows are split. ``starts``: the number of the first row of each file; ``readable``: rows that have a number.
+    ``bad`` and ``long``: the first rows that were left out because they cannot be read or the template has no form for
+    them, with the reason, or too long, with their tokens; ``bad_rows`` and ``long_rows`` count all.
     """
 
     store: TokenStore
     report: MaskReport
     files: tuple[str, ...]
     starts: tuple[int, ...]
+    readable: int
     bad_rows: int
     long_rows: int
     bad: tuple[tuple[str, str], ...]
@@ -50,12 +52,9 @@ class Prepared:
     remembered: bool
 
     @property
-    def numbers(self) -> np.ndarray:
-        return self.store.array("numbers")
-
-    @property
-    def questions(self) -> list[bytes]:
-        return [bytes(row) for row in self.store.array("questions")]
+    def rows(self) -> int:
+        """All rows of the files, with examples or without."""
+        return self.report.rows + self.bad_rows + self.long_rows
 
     def file_of(self, number: int) -> str:
         """The file of a row."""
@@ -63,26 +62,39 @@ class Prepared:
 
 
 class Reader:
-    """Numbers the good rows of files, one file after the other, and keeps the bad ones."""
+    """Numbers the readable rows of files, one file after the other, and counts the others."""
 
     def __init__(self, files: Sequence[str], columns: str, limit: int):
         self.files, self.limit = files, limit
         self.columns: Columns = parse_columns(columns)
         self.starts: list[int] = []
         self.bad: list[BadRow] = []
-        self.good = 0
+        """The first of them, and one where a file could not be read to its end."""
+        self.bad_rows = self.good = 0
+        self.sizes = [Path(name).stat().st_size if Path(name).is_file() else 0 for name in files]
+        self.read = 0
 
     def __iter__(self) -> Iterator[tuple[int, Row]]:
-        for file in self.files:
+        for place, file in enumerate(self.files):
             self.starts.append(self.good)
-            for row in stream_rows(file, self.columns or None):
-                if isinstance(row, BadRow):
-                    self.bad.append(row)
-                    continue
-                yield self.good, row
-                self.good += 1
-                if self.good == self.limit:
-                    return
+            before = sum(self.sizes[:place])
+            for entry in entries(file, self.columns or None)[1]:
+                self.read = before + entry.found.end
+                if entry.bad is not None:
+                    self.bad_rows += 1
+                    if len(self.bad) < FIRST or entry.bad.unread:
+                        self.bad.append(entry.bad)
+                for row in entry.rows:
+                    yield self.good, row
+                    self.good += 1
+                    if self.good == self.limit:
+                        return
+
+    @property
+    def share(self) -> float:
+        """How much of the work is read; below 1."""
+        limited = self.good / self.limit if self.limit else 0.0
+        return min(0.99, max(self.read / max(1, sum(self.sizes)), limited))
 
     def refuse(self) -> None:
         """Raise DataError for no good row, for a file that could not be read to its end, and for unused columns."""
@@ -90,7 +102,7 @@ class Reader:
         refuse_bad(self.bad, good=self.good, on_bad="drop")
         if not self.good:
             first = f": {self.bad[0].where}: {self.bad[0].reason}" if self.bad else ""
-            count = f"all {len(self.bad):,} rows are bad, the first is" if len(self.bad) > 1 else "its one row is bad"
+            count = f"all {self.bad_rows:,} rows are bad, the first is" if self.bad_rows > 1 else "its one row is bad"
             what = count if self.bad else "there is no row in it"
             raise DataError(f"{', '.join(self.files)}: has no row to train on; {what}{first}")
 
@@ -138,29 +150,32 @@ class Preparation:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def _made(self, place: Path, files: Sequence[str], limit: int) -> TokenStore:
-        reader = Reader(files, self.config.columns, limit)
-        report, numbers, questions, long = MaskReport(), [], bytearray(), []
+        reader, report = Reader(files, self.config.columns, limit), MaskReport()
+        long: list[tuple[str, int]] = []
+        refused: list[tuple[str, str]] = []
+        counts = {"bad_rows": 0, "long_rows": 0}
+
+        def tell(share: float) -> None:
+            if self.progress is not None:
+                self.progress(report.rows + sum(counts.values()), share)
 
         def pieces() -> Iterator[Piece]:
-            for chunk in encode_rows(reader, self.tokenizer, self.folder, self.recipe, os.cpu_count() or 1):
+            for chunk in encode_rows(reader, self.tokenizer, self.folder, self.recipe, _cores()):
                 report.merge(chunk.report)
-                long.extend(chunk.long)
-                for number, question in chunk.questions:
-                    numbers.append(number)
-                    questions.extend(question)
-                if self.progress is not None:
-                    self.progress(report.rows + len(long), False)
+                counts["long_rows"] += len(chunk.long)
+                counts["bad_rows"] += len(chunk.refused)
+                long.extend(chunk.long[: FIRST - len(long)])
+                refused.extend(chunk.refused[: FIRST - len(refused)])
+                tell(reader.share)
                 yield chunk.piece
             reader.refuse()
-            if self.progress is not None:
-                self.progress(report.rows + len(long), True)
+            tell(1.0)
 
-        def rest() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-            bad = [(row.where, row.reason) for row in reader.bad[:FIRST]]
-            meta = {"report": report.as_json(), "starts": reader.starts, "bad": bad, "long": long[:FIRST]}
-            meta |= {"bad_rows": len(reader.bad), "long_rows": len(long)}
-            hashes = np.frombuffer(bytes(questions), np.uint8).reshape(len(numbers), 32)
-            return meta, {"numbers": np.array(numbers, np.int64), "questions": hashes}
+        def rest() -> dict[str, Any]:
+            bad = [*((row.where, row.reason) for row in reader.bad), *refused][:FIRST]
+            counts["bad_rows"] += reader.bad_rows
+            kept = {"report": report.as_json(), "starts": reader.starts, "readable": reader.good}
+            return kept | {"bad": bad, "long": long} | counts
 
         try:
             return write_store(place, pieces(), vocab_size=self.tokenizer.vocab_size, rest=rest)
@@ -175,12 +190,19 @@ class Preparation:
             report=MaskReport.from_json(meta["report"]),
             files=tuple(files),
             starts=tuple(meta["starts"]),
+            readable=meta["readable"],
             bad_rows=meta["bad_rows"],
             long_rows=meta["long_rows"],
             bad=tuple(map(tuple, meta["bad"])),
             long=tuple(map(tuple, meta["long"])),
             remembered=remembered,
         )
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def rows_of(prepared: Prepared, numbers: Sequence[int], columns: str) -> list[Row]:

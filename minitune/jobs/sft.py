@@ -18,7 +18,7 @@ import torch
 
 import minitune
 from minitune.adapters import LoRAConfig, add_lora, save_adapter
-from minitune.chat import render, template_for
+from minitune.chat import render
 from minitune.checkpoint import fingerprint_of, load_checkpoint, save_checkpoint
 from minitune.config import SFTConfig, to_toml
 from minitune.data.batch import Batch, pack_rows, pad_rows
@@ -27,10 +27,11 @@ from minitune.data.sources import parse_source
 from minitune.device import peak_memory_bytes, pick_device, pick_dtype, pick_ops
 from minitune.errors import ConfigError, TrainingError
 from minitune.files import code_fingerprint, read_json, sha256, write_json, write_text
-from minitune.jobs.conversation import stop_on
+from minitune.jobs.conversation import stop_on, template_of
 from minitune.jobs.dataset import Dataset, data_specs, prepare, recipe_of
 from minitune.jobs.encode import Encoder
 from minitune.jobs.feed import Feed
+from minitune.jobs.inspect import stop_warnings, untrained_rows
 from minitune.jobs.load import Source, resolve, tokenizer_of
 from minitune.jobs.outfit import outfit
 from minitune.jobs.prepared import Progress
@@ -95,7 +96,7 @@ class Run:
         self.checkpoint = load_checkpoint(source.base, device=self.device, dtype=kept, compute_dtype=compute, ops=ops)
         self.model = self.checkpoint.model
         self.tokenizer = tokenizer_of(self.checkpoint)
-        self.template, why_template = template_for(self.tokenizer, config.template or None)
+        self.template, why_template = template_of(config.template, self.tokenizer, config.model)
         self.choices["template"] = (self.template.name, why_template)
         known = self.model.stop_ids
         self.stop_id = stop_on(self.template, self.model, self.tokenizer)
@@ -122,12 +123,8 @@ class Run:
         self.steps = config.max_steps or self.feed.steps_of(config.epochs)
         self.warmup = warmup_steps(config.warmup, self.steps)
         self.peak_lr = config.lr if config.lr is not None else _RATES[config.method]
-        self.warnings: list[str] = []
-        if self.stop_id not in known:
-            self.warnings.append(
-                f"answers end with {self.tokenizer.token(self.stop_id)!r} (id {self.stop_id}), which this model's "
-                "folder does not list among the ids to stop on; generations of this run stop on it too"
-            )
+        self.warnings = stop_warnings(self.stop_id, known, self.tokenizer)
+        self.warnings += untrained_rows(source.base, self.tokenizer, self.data.prepared)
         self.result: Result | None = None
         self._before: tuple[float | None, list[Sample]] | None = None
         self._reports: Iterator[StepReport] | None = None
@@ -274,7 +271,9 @@ class Run:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         resolved = dataclasses.replace(self.config, force=False, lr=self.peak_lr)
         write_text(self.out / "config.toml", to_toml(resolved))
-        write_json(self.out / "inspect.json", self.data.summary())
+        mask = {"template": self.template.name, "terminator": [self.stop_id, self.tokenizer.token(self.stop_id)]}
+        mask |= {"stop_ids": list(self.model.stop_ids), "warnings": self.warnings}
+        write_json(self.out / "inspect.json", self.data.summary() | mask)
         write_json(self.out / "manifest.json", manifest)
 
     def _write_model(self) -> None:
@@ -301,7 +300,9 @@ class Run:
 
     def _keep(self, error: NonFinite) -> TrainingError:
         """Save the rows of a step that gave no finite number, so that it can be looked at and run again."""
-        batches = [{"ids": b.ids.tolist(), "targets": b.targets.tolist()} for b in error.batches]
+        batches = [
+            {"ids": b.ids.tolist(), "targets": b.targets.tolist(), "documents": b.documents} for b in error.batches
+        ]
         path = self.out / "bad_step.json"
         write_json(path, {"step": error.step, "message": str(error), "batches": batches})
         return TrainingError(f"{error}; its batch is in {path}; try a lower --lr")

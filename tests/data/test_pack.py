@@ -16,7 +16,7 @@ def test_every_document_exactly_once_and_whole(lengths: list[int], capacity: int
     rows = packed_epoch(lengths, capacity, seed=1, epoch=epoch)
     assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
     assert all(0 < sum(lengths[place] for place in row) <= capacity for row in rows)
-    assert rows == packed_epoch(lengths, capacity, seed=1, epoch=epoch)
+    assert list(rows) == list(packed_epoch(lengths, capacity, seed=1, epoch=epoch))
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(50, 90))
@@ -38,7 +38,7 @@ def test_it_is_best_fit(lengths: list[int], capacity: int) -> None:
 
 def test_epochs_and_seeds_differ() -> None:
     lengths = [10 + i % 37 for i in range(300)]
-    epochs = [packed_epoch(lengths, 128, seed=seed, epoch=epoch) for seed in (0, 1) for epoch in (0, 1)]
+    epochs = [list(packed_epoch(lengths, 128, seed=seed, epoch=epoch)) for seed in (0, 1) for epoch in (0, 1)]
     assert all(a != b for i, a in enumerate(epochs) for b in epochs[:i])
 
 
