@@ -1,7 +1,7 @@
 """All that going on with a run needs, written whole or not at all, and read back bit for bit.
 
-    RUN/checkpoints/step-N/state.safetensors     trained weights, both moments of AdamW, the states of the random numbers
-    RUN/checkpoints/step-N/state.json            the step, what the run must still be made of, the hash of the other file
+    RUN/checkpoints/step-N/state.safetensors     weights, both moments of AdamW, the states of the random numbers
+    RUN/checkpoints/step-N/state.json            the step, what the run is made of, the hash of the other file
 
 A checkpoint falls between two optimizer steps, so there is no gradient to keep. Where in the data a run is follows from
 its step (``jobs/feed.py``), and so does its learning rate.

@@ -211,8 +211,8 @@ def foreign_imports(modules: dict[str, Module]) -> Iterator[str]:
 
 def declared_dependencies() -> set[str]:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["plot"]]
-    wanted += project["optional-dependencies"]["parquet"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(name for extra in ("plot", "parquet", "eval") for name in extras[extra])]
     return {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in wanted}
 
 

@@ -23,8 +23,8 @@ def tiny() -> tuple:
 @pytest.mark.parametrize(
     ("prompt", "continued"),
     [
-        ("Tom has a red", " kite. Tom plays in the library. The white cup belongs to Ben. Ben is in the market.\n"),
-        ("小明有一个", "蓝色的书包。小明在公园里等人。那个黄色的杯子是小雪的。小雪在车站里等人。\n"),
+        ("Tom has a red", " drum. Tom waits in the shop. The green cup belongs to Max. Max waits in the station.\n"),
+        ("小明有一个", "蓝色的球。小明在商店里等人。那个黄色的书包是小云的。小云在车站里等人。\n"),
         ("The opposite of big is", " small.\n"),
     ],
 )
