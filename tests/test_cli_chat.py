@@ -46,7 +46,7 @@ def any_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_answer_is_that_of_generate(talk: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards the prompt: a first message is rendered and answered as by ``generate --chat``."""
     messages, err = talk("Name a colour.", flags=("--seed", "5"))
-    assert "tiny: 1,271,424 parameters" in err
+    assert "tiny: 1,304,192 parameters" in err
     assert all(command in err for command in ("/system", "/undo", "/retry", "/save", "/quit"))
     words = ["generate", "tiny", "Name a colour.", "--chat", *FLAGS, "--temperature", "0.7", "--seed", "5", "--json"]
     assert main(words) == 0

@@ -208,7 +208,7 @@ def test_force_never_removes_what_the_run_reads_or_what_is_no_run(tmp_path: Path
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"schedule": "wsd"}, {"method": "qlora"}, {"dtype": "float16"}, {"train_on": "first"}, {"rows": 10.5},
+    [{"schedule": "step"}, {"method": "qlora"}, {"dtype": "float16"}, {"train_on": "first"}, {"rows": 10.5},
      {"epochs": 1e308}, {"seed": -1}, {"seed": 10**20}],
     ids=str,
 )  # fmt: skip
