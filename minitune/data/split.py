@@ -7,10 +7,10 @@ cut: a validation loss on a question that was trained on measures memory, not le
 
 import hashlib
 import math
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from minitune.data.formats import Row
+from minitune.data.normal import digest, question_text
 from minitune.errors import ConfigError, DataError
 
 
@@ -24,23 +24,63 @@ def split_rows(rows: Sequence[Row], *, val: float | int, seed: int) -> tuple[lis
 
     Raises ``ConfigError`` where ``val`` is no such number, ``DataError`` where either part would be empty.
     """
-    wanted = _wanted(len(rows), val)
+    wanted = _wanted("val", len(rows), val, "validate on")
+    if wanted >= len(rows):
+        raise DataError(f"val {val!r} of {_count(len(rows))} leaves no row to train on; ask for fewer rows")
+    parts = split_groups([digest(question_text(row)) for row in rows], [wanted], seed=seed)
+    train = [row for row, part in zip(rows, parts, strict=True) if part != 0]
+    return train, [row for row, part in zip(rows, parts, strict=True) if part == 0]
+
+
+def split_groups(keys: Sequence[bytes], wanted: Sequence[int], *, seed: int) -> list[int]:
+    """Return the part of each row, or -1 for the rest: rows of the same key in one part, and no part too large.
+
+    Each part takes groups in the order of a hash of the seed and of the key as long as they fit, the first part first.
+    Raises ``DataError`` where a part would be empty.
+    """
     groups: dict[bytes, list[int]] = {}
-    for place, row in enumerate(rows):
-        groups.setdefault(_question(row), []).append(place)
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
     salt = f"{seed}:".encode()
-    taken: set[int] = set()
-    for question in sorted(groups, key=lambda question: hashlib.sha256(salt + question).digest()):
-        if len(taken) + len(groups[question]) <= wanted:
-            taken.update(groups[question])
-    if not taken:
-        smallest = min(len(places) for places in groups.values())
-        raise DataError(
-            f"cannot hold back {_count(wanted)} of {len(rows):,}: rows with the same instruction and input stay "
-            f"together, and the smallest such group has {_count(smallest)}; ask for more, or validate on another file"
-        )
-    train = [row for place, row in enumerate(rows) if place not in taken]
-    return train, [rows[place] for place in sorted(taken)]
+    left = sorted(groups, key=lambda key: hashlib.sha256(salt + key).digest())
+    parts = [-1] * len(keys)
+    for part, count in enumerate(wanted):
+        taken, passed = 0, []
+        for key in left:
+            if taken + len(groups[key]) > count:
+                passed.append(key)
+                continue
+            taken += len(groups[key])
+            for place in groups[key]:
+                parts[place] = part
+        if not taken:
+            smallest = min((len(groups[key]) for key in left), default=0)
+            raise DataError(
+                f"cannot hold back {_count(count)} of {len(keys):,}: rows with the same instruction and input stay "
+                f"together, and the smallest such group has {_count(smallest)}; ask for more, or take another file"
+            )
+        left = passed
+    return parts
+
+
+def part_sizes(total: int, *, train: float | None, val: float, test: float) -> dict[str, int]:
+    """Return how many of ``total`` rows each part is to have: a fraction below 1, a count, or 0 for no such part.
+
+    ``train`` None is all that the others leave. Raises ``ConfigError`` where a number is neither, and ``DataError``
+    where a part would be empty or the parts are more than there is.
+    """
+    if train is not None and train < 1 and math.isclose(train + val + test, 1):
+        train = None  # rounding by itself could ask for a row too many
+    asked = {"val": val, "test": test, "train": train}
+    sizes = {name: _wanted(name, total, number, f"put into {name}") for name, number in asked.items() if number}
+    if train == 0 or not sizes.keys() - {"train"}:
+        raise ConfigError("a split needs rows to train on and --val or --test above 0")
+    held = sum(sizes.values())
+    if held > total or (train is None and held == total):
+        said = ", ".join(f"{name} {count:,}" for name, count in sizes.items())
+        left = "more than there is" if held > total else "which leaves no row to train on"
+        raise DataError(f"{said}: that is {held:,} of {_count(total)}, {left}; ask for fewer rows")
+    return sizes
 
 
 def shared_rows(train: Iterable[Row], val: Iterable[Row]) -> list[tuple[Row, Row]]:
@@ -50,45 +90,19 @@ def shared_rows(train: Iterable[Row], val: Iterable[Row]) -> list[tuple[Row, Row
     """
     first: dict[bytes, Row] = {}
     for row in train:
-        first.setdefault(_question(row), row)
-    pairs = ((first.get(_question(row)), row) for row in val)
+        first.setdefault(digest(question_text(row)), row)
+    pairs = ((first.get(digest(question_text(row))), row) for row in val)
     return [(trained, row) for trained, row in pairs if trained is not None]
 
 
-def _wanted(total: int, val: float | int) -> int:
-    """Return how many of ``total`` rows ``val`` asks for, such that both parts can hold at least one."""
-    if isinstance(val, bool) or not 0 < val < math.inf or (val > 1 and val != int(val)):
-        raise ConfigError(f"val is {val!r}; expected a fraction of the rows below 1, or a whole number of rows")
-    wanted = int(val) if val >= 1 else math.floor(val * total + 0.5)
+def _wanted(name: str, total: int, number: float, purpose: str) -> int:
+    """Return how many of ``total`` rows a number asks for: a fraction below 1, or a count; at least one."""
+    if isinstance(number, bool) or not 0 < number < math.inf or (number > 1 and number != int(number)):
+        raise ConfigError(f"{name} is {number!r}; expected a fraction of the rows below 1, or a whole number of rows")
+    wanted = int(number) if number >= 1 else math.floor(number * total + 0.5)
     if wanted < 1:
-        raise DataError(f"val {val!r} of {_count(total)} leaves no row to validate on; ask for more rows")
-    if wanted >= total:
-        raise DataError(f"val {val!r} of {_count(total)} leaves no row to train on; ask for fewer rows")
+        raise DataError(f"{name} {number!r} of {_count(total)} leaves no row to {purpose}; ask for more rows")
     return wanted
-
-
-def _question(row: Row) -> bytes:
-    """Return the SHA-256 of what a row says before its first answer, folded as the module says."""
-    return hashlib.sha256(question_text(row).encode("utf-8", "surrogatepass")).digest()
-
-
-def question_text(row: Row) -> str:
-    """Return what a row says before the assistant's first answer, folded; of plain text, all of it.
-
-    An answer that comes before any question, as some ShareGPT rows start, belongs to it.
-    """
-    asked = [place for place, turn in enumerate(row.messages) if turn.role in ("user", "tool")]
-    first = asked[0] if asked else len(row.messages)
-    answers = [place for place, turn in enumerate(row.messages) if turn.role == "assistant" and place > first]
-    before = row.messages[: answers[0]] if answers else row.messages
-    # Folding leaves no line end in any part, so those between them are unmistakable.
-    return "\n".join(f"{_folded(turn.content)}\n{_folded(turn.context)}" for turn in before)
-
-
-def _folded(text: str) -> str:
-    # Case folding can take a composed character apart (U+0390), hence the second composition.
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    return " ".join(folded.split())
 
 
 def _count(rows: int) -> str:

@@ -1,0 +1,131 @@
+"""``minitune data split``."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.progress import SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from minitune.cli.parse import parse
+from minitune.errors import ConfigError, nearest
+from minitune.jobs.data_files import Progress
+from minitune.jobs.data_split import SplitConfig, SplitReport, split_files
+
+_PLAIN_EVERY_S = 10.0
+_SHOWN = 5
+
+Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(SplitConfig):
+    """Split instruction files into train, validation and test parts that share no question.
+
+    Rows with the same instruction and input (case and spaces aside) are always in one part; questions that are nearly
+    the same are looked for across the parts. Rows are written as they stand, one JSON object a line.
+
+    minitune data split alpaca.json --out data/alpaca --val 0.02 --test 500 --near together
+    """
+
+    files: Files
+    """Instruction files: JSON, JSON Lines, CSV, TSV, Parquet or text, in any layout."""
+    quiet: bool = False
+    """Show no progress."""
+    json: bool = False
+    """Print one JSON document as the last line; everything else goes to standard error."""
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {}
+
+
+def run(args: list[str]) -> int:
+    """Run one of the commands on instruction files."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        listing = "\n".join(f"  {name:<8}{what}" for name, (what, _) in _COMMANDS.items())
+        print(f"usage: minitune data COMMAND FILE ...\n\nInstruction files.\n\n{listing}\n")
+        print("minitune data COMMAND --help explains every flag.")
+        return 0
+    if args[0] not in _COMMANDS:
+        raise ConfigError(f"there is no command 'data {args[0]}'{nearest(args[0], _COMMANDS)}; see minitune data --help")
+    return _COMMANDS[args[0]][1](args[1:])
+
+
+def _split(args: list[str]) -> int:
+    options = parse(Split, "data split", args)
+    console = Console(stderr=options.json, highlight=False, soft_wrap=True)
+    names = [field.name for field in dataclasses.fields(SplitConfig)]
+    with _progress(console, options.quiet) as show:
+        report = split_files(SplitConfig(**{name: getattr(options, name) for name in names}), show)
+    _split_summary(console, report)
+    if options.json:
+        short = dataclasses.replace(report, leaks=report.leaks[:_SHOWN])  # all of them are in split.json
+        print(json.dumps(dataclasses.asdict(short), ensure_ascii=False))
+    return 0
+
+
+def _split_summary(console: Console, report: SplitReport) -> None:
+    for part, count in report.parts.items():
+        console.print(f"{part:<8}{count:>10,} rows", markup=False)
+    if report.left_out:
+        console.print(f"{report.left_out:,} rows were asked for by no part", markup=False)
+    if report.bad:
+        first = report.bad[0]
+        console.print(
+            f"{len(report.bad):,} rows cannot be used and are in no part, the first: {first.where}: {first.reason}",
+            markup=False,
+        )
+    console.print(f"{report.rows:,} rows ask {report.groups:,} different questions; none stands in two parts")
+    if report.kept_together:
+        console.print(f"{report.kept_together:,} questions joined another that is nearly the same")
+    if report.leaks:
+        console.print(
+            f"warning: {len(report.leaks):,} pairs of questions across the parts are nearly the same (Jaccard of "
+            f"{report.threshold:g} and more); --near together keeps such rows in one part",
+            markup=False,
+        )
+        for leak in report.leaks[:_SHOWN]:
+            console.print(f"  {leak.jaccard:.2f}  {leak.first_part:<6}{leak.first}: {leak.first_text}", markup=False)
+            console.print(f"        {leak.second_part:<6}{leak.second}: {leak.second_text}", markup=False)
+    console.print(f"written to {report.out}", markup=False)
+
+
+@contextlib.contextmanager
+def _progress(console: Console, quiet: bool) -> Iterator[Progress]:
+    """A function to show how far the work is: a live line on a terminal, a plain line now and then elsewhere."""
+    if quiet:
+        yield lambda stage, done, total: None
+    elif console.is_terminal:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.fields[rows]}"))
+        with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+            task, started = bar.add_task("", total=None, rows=""), [time.perf_counter()]
+
+            def show(stage: str, done: int, total: int) -> None:
+                if bar.tasks[0].description != stage:
+                    bar.reset(task, description=stage)
+                    started[0] = time.perf_counter()
+                rate = done / max(time.perf_counter() - started[0], 1e-9)
+                rows = f"{done:,}{f' of {total:,}' if total else ''} rows, {rate:,.0f}/s" if done else ""
+                bar.update(task, completed=done, total=total or None, rows=rows)
+
+            yield show
+    else:
+        last = [time.perf_counter()]
+
+        def line(stage: str, done: int, total: int) -> None:
+            if time.perf_counter() - last[0] >= _PLAIN_EVERY_S:
+                last[0] = time.perf_counter()
+                console.print(f"{stage} {done:,}{f' of {total:,}' if total else ''}".rstrip(" 0"), markup=False)
+
+        yield line
+
+
+_COMMANDS |= {
+    "split": ("train, validation and test parts that share no question, nor nearly one", _split),
+}
