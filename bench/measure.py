@@ -2,6 +2,8 @@
 
 * The contestants run in one process, in turns, round after round, so that a clock that drifts is shared by all.
 * Before the first round the device works for a while, so that its clock has settled.
+* A GPU is held back while the launches of a call are queued, so that its time is the device's; what Python spends on
+  them is reported beside it, and is what a small model waits for.
 * Every call gets the next of several input sets, and on a GPU the second-level cache is overwritten in between, so
   that nobody reads from a cache what a real run would not find there.
 * A figure is the median of the rounds, with the 20th and 80th percentile beside it.
@@ -29,17 +31,20 @@ import torch
 CHECKOUT = Path(__file__).resolve().parents[1]
 RESULTS = CHECKOUT / "bench" / "results"
 Thunk = Callable[[], object]
+HELD_BACK = 3_000_000
+"""Clock cycles, about 2 ms, for which a GPU waits before a call that is timed."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one call, over the rounds; and the bytes it added at its peak (None where not measured)."""
+    """Milliseconds of one call, over the rounds; its peak of memory in bytes and, on a GPU, what queueing it took."""
 
     p20_ms: float
     p50_ms: float
     p80_ms: float
     rounds: int
     peak_bytes: int | None = None
+    host_ms: float | None = None
 
 
 def race(
@@ -57,36 +62,44 @@ def race(
     rounds = max(least_rounds, min(most_rounds, int(budget_ms / max(slowest, 1e-3))))
     flush = torch.empty(64 << 20, dtype=torch.float32, device=device) if device.type == "cuda" else None
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    hosts: dict[str, list[float]] = {name: [] for name in contestants}
     if device.type == "cuda":
-        _times_gpu(contestants, times, rounds, flush)
+        _times_gpu(contestants, times, hosts, rounds, flush)
     else:
         for i in range(rounds):
             for name, thunks in contestants.items():
                 times[name].append(_call_ms(thunks[i % len(thunks)], device))
-    return {name: summary(times[name], peaks[name]) for name in contestants}
+    return {name: summary(times[name], peaks[name], hosts[name]) for name in contestants}
 
 
-def summary(times: Sequence[float], peak: int | None = None) -> Timing:
+def summary(times: Sequence[float], peak: int | None = None, hosts: Sequence[float] = ()) -> Timing:
     ordered = sorted(times)
 
     def at(share: float) -> float:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
-    return Timing(at(0.2), at(0.5), at(0.8), len(ordered), peak)
+    return Timing(at(0.2), at(0.5), at(0.8), len(ordered), peak, sorted(hosts)[len(hosts) // 2] if hosts else None)
 
 
 def _times_gpu(
-    contestants: Mapping[str, Sequence[Thunk]], times: dict[str, list[float]], rounds: int, flush: torch.Tensor | None
+    contestants: Mapping[str, Sequence[Thunk]],
+    times: dict[str, list[float]],
+    hosts: dict[str, list[float]],
+    rounds: int,
+    flush: torch.Tensor | None,
 ) -> None:
-    """All launches go out ahead of the device, so that what Python does between them is hidden behind the flush."""
+    """Milliseconds on the device and on the host; the device waits until a call's launches are all queued."""
     marks: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in contestants}
     for i in range(rounds):
         for name, thunks in contestants.items():
             if flush is not None:
                 flush.zero_()
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda._sleep(HELD_BACK)
             start.record()
+            before = time.perf_counter()
             thunks[i % len(thunks)]()
+            hosts[name].append((time.perf_counter() - before) * 1e3)
             end.record()
             marks[name].append((start, end))
     torch.cuda.synchronize()

@@ -81,8 +81,7 @@ def kernels_section() -> str:
     r = found[SHOWN[0][0], SHOWN[0][1], SHOWN[0][2], "ours"]
     where = f"{r['device']}, bfloat16, torch {r['torch']}, Triton {r['triton']}, {r['date']}"
     note = "The percentages are of what the machine reached in a large product, or a large copy, in the same run. "
-    note += "The two loss kernels were rewritten after this run and not timed since; "
-    note += "each row of the results names its commit"
+    note += "Each row of the results names its commit"
     return "\n".join([*lines, "", f"Measured on an {where} by `python -m bench.ops`. {note}.", ""])
 
 

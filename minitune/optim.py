@@ -12,16 +12,19 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from minitune.errors import ConfigError
 
 
 class AdamW:
-    """AdamW written out; state is kept by parameter name, in the type of the parameter.
+    """AdamW; state is kept by parameter name, in the type of the parameter.
 
     parameters     name -> trainable parameter
     betas, eps     as above; eps stands outside the square root of the corrected second moment
     weight_decay   decoupled; applied to matrices only, never to norms and biases
+    fused          let torch's one kernel over all parameters take the step, which is the same mathematics
+                   (``python -m bench.ops adamw``); else it is written out
     """
 
     def __init__(
@@ -31,11 +34,13 @@ class AdamW:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        fused: bool = True,
     ):
         if not parameters:
             raise ConfigError("there is no trainable parameter")
         self.parameters = dict(parameters)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.fused = fused
         self.steps = 0
         self.m = {name: torch.zeros_like(w) for name, w in self.parameters.items()}
         self.v = {name: torch.zeros_like(w) for name, w in self.parameters.items()}
@@ -43,10 +48,16 @@ class AdamW:
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Move every parameter that has a gradient, at learning rate ``lr``."""
+        if self.fused:
+            self._fused_step(lr)
+        else:
+            self._written_step(lr)
         self.steps += 1
+
+    def _written_step(self, lr: float) -> None:
         b1, b2 = self.betas
-        m_correction = 1 - b1**self.steps
-        v_correction = 1 - b2**self.steps
+        m_correction = 1 - b1 ** (self.steps + 1)
+        v_correction = 1 - b2 ** (self.steps + 1)
         for name, w in self.parameters.items():
             if w.grad is None:
                 continue
@@ -56,6 +67,29 @@ class AdamW:
             if self.weight_decay and w.ndim > 1:
                 w.mul_(1 - lr * self.weight_decay)
             w.addcdiv_(m, (v / v_correction).sqrt_().add_(self.eps), value=-lr / m_correction)
+
+    def _fused_step(self, lr: float) -> None:
+        for decays in (True, False):
+            names = [name for name, w in self.parameters.items() if w.grad is not None and (w.ndim > 1) == decays]
+            if not names:
+                continue
+            weights = [self.parameters[name] for name in names]
+            adamw(
+                weights,  # pyright: ignore[reportArgumentType]
+                [w.grad for w in weights],  # pyright: ignore[reportArgumentType]
+                [self.m[name] for name in names],
+                [self.v[name] for name in names],
+                [],
+                list(torch.full((len(weights),), float(self.steps), device=weights[0].device).unbind()),
+                fused=True,
+                amsgrad=False,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                lr=lr,
+                weight_decay=self.weight_decay if decays else 0.0,
+                eps=self.eps,
+                maximize=False,
+            )
 
     def zero_grad(self) -> None:
         """Forget the gradients, and their memory."""

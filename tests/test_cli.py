@@ -116,15 +116,15 @@ def test_json_is_the_last_line_and_the_rest_is_for_people(capsys: pytest.Capture
     assert answer["finish"] in ("stop", "length")
     assert main(["info", str(tmp_path / "run"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["parameters"] == 213_568
+    assert facts["parameters"] == 1_271_424
     assert "LoRA, rank 8" in facts["adapter"]
 
 
 def test_info_accounts_for_every_tensor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "tiny"]) == 0
     out = capsys.readouterr().out
-    assert "38 used, 0 unused, 0 missing" in out
-    assert "213,568" in out
+    assert "56 used, 0 unused, 0 missing" in out
+    assert "1,271,424" in out
 
 
 def test_help_lists_every_command_and_needs_no_torch() -> None:

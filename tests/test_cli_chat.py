@@ -46,7 +46,7 @@ def any_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_answer_is_that_of_generate(talk: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards the prompt: a first message is rendered and answered as by ``generate --chat``."""
     messages, err = talk("Name a colour.", flags=("--seed", "5"))
-    assert "tiny: 213,568 parameters" in err
+    assert "tiny: 1,271,424 parameters" in err
     assert all(command in err for command in ("/system", "/undo", "/retry", "/save", "/quit"))
     words = ["generate", "tiny", "Name a colour.", "--chat", *FLAGS, "--temperature", "0.7", "--seed", "5", "--json"]
     assert main(words) == 0
@@ -98,7 +98,7 @@ def test_the_system_message_is_rendered_and_can_go(talk: Any, any_turns: None) -
 
 def test_each_turn_computes_only_what_is_new(talk: Any, any_turns: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the cache across turns: few tokens are fed, and the answers are those of starting afresh each time."""
-    kept, _ = talk("one " * 20, "two", "/retry", "/undo", "three", flags=("--temperature", "0"))
+    kept, _ = talk("one " * 40, "two", "/retry", "/undo", "three", flags=("--temperature", "0"))
     fed: list[int] = []
     plan = minitune.models.cache.KVCache.plan
 
@@ -107,7 +107,7 @@ def test_each_turn_computes_only_what_is_new(talk: Any, any_turns: None, monkeyp
         return plan(self, queries, rows)
 
     monkeypatch.setattr(minitune.models.cache.KVCache, "plan", counting)
-    assert talk("one " * 20, "two", "/retry", "/undo", "three", flags=("--temperature", "0"))[0] == kept
+    assert talk("one " * 40, "two", "/retry", "/undo", "three", flags=("--temperature", "0"))[0] == kept
     prompts = [queries for queries in fed if queries > 1]
     assert prompts[0] > 40
     assert max(prompts[1:]) < 40
@@ -118,7 +118,7 @@ def test_each_turn_computes_only_what_is_new(talk: Any, any_turns: None, monkeyp
         return add(self, *args, **options)
 
     monkeypatch.setattr(Slots, "add", afresh)
-    assert talk("one " * 20, "two", "/retry", "/undo", "three", flags=("--temperature", "0"))[0] == kept
+    assert talk("one " * 40, "two", "/retry", "/undo", "three", flags=("--temperature", "0"))[0] == kept
 
 
 def test_what_a_template_refuses_is_one_line_and_changes_nothing(talk: Any) -> None:

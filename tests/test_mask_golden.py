@@ -43,7 +43,7 @@ class Golden:
 
     @property
     def encoded(self) -> Encoded:
-        return Encoded(list(self.ids), [label != X for label in self.labels])
+        return Encoded.of(list(self.ids), [label != X for label in self.labels])
 
     @property
     def start(self) -> int:
@@ -306,20 +306,20 @@ def test_the_check_passes_and_counts(tokenizer: Tokenizer) -> None:
 
 Corruption = Callable[[Golden], Encoded]
 CORRUPTIONS: dict[str, Corruption] = {
-    "mask_one_later": lambda row: Encoded(row.ids, [False, *row.encoded.trained[:-1]]),
-    "mask_one_earlier": lambda row: Encoded(row.ids, [*row.encoded.trained[1:], False]),
-    "mask_starts_earlier": lambda row: Encoded(row.ids, [*row.encoded.trained[1:], True]),
-    "first_answer_id_not_trained": lambda row: Encoded(row.ids, masked(row, row.start, False)),
-    "everything_trained": lambda row: Encoded(row.ids, [True] * len(row.ids)),
-    "prompt_trained": lambda row: Encoded(row.ids, [False] + [True] * (len(row.ids) - 1)),
-    "one_prompt_id_trained": lambda row: Encoded(row.ids, masked(row, 3, True)),
-    "nothing_trained": lambda row: Encoded(row.ids, [False] * len(row.ids)),
-    "mask_inverted": lambda row: Encoded(row.ids, [not trained for trained in row.encoded.trained]),
-    "mask_too_short": lambda row: Encoded(row.ids, row.encoded.trained[:-1]),
-    "stop_dropped": lambda row: Encoded(row.ids[:-1], row.encoded.trained[:-1]),
-    "stop_not_trained": lambda row: Encoded(row.ids, masked(row, len(row.ids) - 1, False)),
+    "mask_one_later": lambda row: Encoded.of(row.ids, [False, *row.encoded.trained[:-1]]),
+    "mask_one_earlier": lambda row: Encoded.of(row.ids, [*row.encoded.trained[1:], False]),
+    "mask_starts_earlier": lambda row: Encoded.of(row.ids, [*row.encoded.trained[1:], True]),
+    "first_answer_id_not_trained": lambda row: Encoded.of(row.ids, masked(row, row.start, False)),
+    "everything_trained": lambda row: Encoded.of(row.ids, [True] * len(row.ids)),
+    "prompt_trained": lambda row: Encoded.of(row.ids, [False] + [True] * (len(row.ids) - 1)),
+    "one_prompt_id_trained": lambda row: Encoded.of(row.ids, masked(row, 3, True)),
+    "nothing_trained": lambda row: Encoded.of(row.ids, [False] * len(row.ids)),
+    "mask_inverted": lambda row: Encoded.of(row.ids, [not trained for trained in row.encoded.trained]),
+    "mask_too_short": lambda row: Encoded.of(row.ids, row.encoded.trained[:-1]),
+    "stop_dropped": lambda row: Encoded.of(row.ids[:-1], row.encoded.trained[:-1]),
+    "stop_not_trained": lambda row: Encoded.of(row.ids, masked(row, len(row.ids) - 1, False)),
     "stop_twice": lambda row: put(row, len(row.ids), STOP),
-    "stop_is_another_id": lambda row: Encoded([*row.ids[:-1], BOS], row.encoded.trained),
+    "stop_is_another_id": lambda row: Encoded.of([*row.ids[:-1], BOS], row.encoded.trained),
     "trained_after_the_stop": lambda row: put(row, len(row.ids), 3),
     "padding_after_the_stop": lambda row: put(row, len(row.ids), UNKNOWN, trained=False),
     "stop_in_the_answer": lambda row: put(row, row.start + 1, STOP),
@@ -327,10 +327,10 @@ CORRUPTIONS: dict[str, Corruption] = {
     "stop_in_the_prompt": lambda row: put(row, 5, STOP, trained=False),
     "start_twice": lambda row: put(row, 0, BOS, trained=False),
     "start_in_the_answer": lambda row: put(row, row.start + 1, BOS),
-    "start_missing": lambda row: Encoded(row.ids[1:], row.encoded.trained[1:]),
-    "start_not_at_the_start": lambda row: Encoded([row.ids[1], BOS, *row.ids[2:]], row.encoded.trained),
+    "start_missing": lambda row: Encoded.of(row.ids[1:], row.encoded.trained[1:]),
+    "start_not_at_the_start": lambda row: Encoded.of([row.ids[1], BOS, *row.ids[2:]], row.encoded.trained),
     "dummy_prefix_in_the_answer": lambda row: put(row, row.start, 80),
-    "answer_cut": lambda row: Encoded([*row.ids[:-2], STOP], row.encoded.trained[:-1]),
+    "answer_cut": lambda row: Encoded.of([*row.ids[:-2], STOP], row.encoded.trained[:-1]),
 }
 
 
@@ -343,7 +343,7 @@ def masked(row: Golden, place: int, value: bool) -> list[bool]:
 def put(row: Golden, place: int, token: int, *, trained: bool = True) -> Encoded:
     """The row with one more id."""
     mask = row.encoded.trained
-    return Encoded([*row.ids[:place], token, *row.ids[place:]], [*mask[:place], trained, *mask[place:]])
+    return Encoded.of([*row.ids[:place], token, *row.ids[place:]], [*mask[:place], trained, *mask[place:]])
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)

@@ -52,7 +52,7 @@ def random_model(ops: Ops = BUILTIN, dtype: torch.dtype = torch.float64) -> Lang
 def random_row(prompt: int, answer: int, seed: int) -> Encoded:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 71, (prompt + answer,), generator=generator).tolist()
-    return Encoded(ids, [False] * prompt + [True] * answer)
+    return Encoded.of(ids, [False] * prompt + [True] * answer)
 
 
 def uneven_rows() -> list[Encoded]:
@@ -196,7 +196,7 @@ def test_a_mean_of_means_would_be_seen() -> None:
 def test_a_micro_batch_without_a_trained_token_adds_nothing(ops: Ops) -> None:
     """Guards B25: no 0/0; the gradient is the same to the last bit, and the denominator is that of the others."""
     model, rows = random_model(ops), uneven_rows()
-    nothing = pad_rows([Encoded(row.ids, [False] * len(row.ids)) for row in rows[:3]])
+    nothing = pad_rows([Encoded.of(row.ids, [False] * len(row.ids)) for row in rows[:3]])
     assert (nothing.denominator, nothing.trained_tokens) == (0.0, 0)
     loss = accumulate(model, [pad_rows(rows)])
     expected = gradients(model)
@@ -212,7 +212,7 @@ def test_a_micro_batch_without_a_trained_token_adds_nothing(ops: Ops) -> None:
 def test_a_step_without_a_trained_token_is_refused() -> None:
     """Guards B25: a step on nothing is an error, and changes nothing."""
     model = random_model()
-    nothing = pad_rows([Encoded(row.ids, [False] * len(row.ids)) for row in uneven_rows()])
+    nothing = pad_rows([Encoded.of(row.ids, [False] * len(row.ids)) for row in uneven_rows()])
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     optimizer = AdamW(dict(model.named_parameters()))
     with pytest.raises(TrainingError, match="no trained token"):

@@ -24,6 +24,7 @@ OPERATIONS = (
     "rope",
     "glu",
     "lora_linear",
+    "adamw",
 )
 
 

@@ -75,6 +75,7 @@ def run(case: Case, operation: str, device: torch.device, top: Ceilings, budget_
             rate = case.work[direction] / timing.p50_ms * 1e3
             unit = f"{rate / 1e12:8.1f} TFLOP/s" if case.unit == "flops" else f"{rate / 1e9:8.0f} GB/s"
             peak = "" if timing.peak_bytes is None else f"  peak {timing.peak_bytes / 2**20:9.1f} MiB"
+            peak += "" if timing.host_ms is None else f"  host {timing.host_ms:7.4f} ms"
             error = errors.get(name)
             accuracy = "" if error is None else f"  error {error:.2e}"
             print(

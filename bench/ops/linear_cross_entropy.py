@@ -42,7 +42,7 @@ def case(device: torch.device, model: str, N: int, C: int, V: int, frozen: bool,
     if device.type == "cuda":
         contestants["ours"] = ours
         contestants["ours, logit-free"] = ours_logit_free
-        contestants["ours, chunks of 4096"] = partial(ours_of_chunks, 4096)
+        contestants["ours, chunks of 2048"] = partial(ours_of_chunks, 2048)
         if liger("fused_linear_cross_entropy", "LigerFusedLinearCrossEntropyFunction") is not None:
             contestants["Liger"] = of_liger
         if peer("cut_cross_entropy", "linear_cross_entropy") is not None:

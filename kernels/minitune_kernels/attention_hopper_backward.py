@@ -229,7 +229,7 @@ def attention_backward_keys_hopper_kernel(
     q_apart, dy_apart, k_apart, v_apart, T, S, K, group, heads, section, scale, dk_scale,
     D: gl.constexpr, BLOCK_T: gl.constexpr,
 ):  # fmt: skip
-    tile, bk = place(gl.cdiv(S, 2 * SHARE), heads, section, False)
+    tile, bk = place(gl.program_id(0), gl.cdiv(S, 2 * SHARE), heads, section, False)
     b = bk // K
     kv = bk % K
     n = tile * (2 * SHARE)
@@ -337,7 +337,7 @@ def attention_backward_queries_hopper_kernel(
     q_apart, dy_apart, k_apart, v_apart, T, H, group, heads, section, scale, dq_scale,
     D: gl.constexpr, BLOCK_S: gl.constexpr,
 ):  # fmt: skip
-    tile, bh = place(gl.cdiv(T, 2 * SHARE), heads, section, True)
+    tile, bh = place(gl.program_id(0), gl.cdiv(T, 2 * SHARE), heads, section, True)
     b = bh // H
     h = bh % H
     t = tile * (2 * SHARE)

@@ -91,6 +91,18 @@ def _processors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
+def memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory; those of an H100 where there is no GPU to ask."""
+    if device.type == "cuda":
+        return _memory(device.index if device.index is not None else torch.cuda.current_device())
+    return 80 << 30
+
+
+@cache
+def _memory(index: int) -> int:
+    return torch.cuda.get_device_properties(index).total_memory
+
+
 def capability(device: torch.device) -> tuple[int, int]:
     """Compute capability, such as (9, 0) for Hopper; (0, 0) on a CPU, in the interpreter."""
     if device.type == "cuda":

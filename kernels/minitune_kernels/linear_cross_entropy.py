@@ -23,10 +23,10 @@ import triton.language as tl
 from torch import Tensor
 
 from minitune_kernels.cross_entropy import IGNORE, check_options, check_types, in_place
-from minitune_kernels.launch import cdiv, chose, interpreted, launch, operator
+from minitune_kernels.launch import cdiv, chose, interpreted, launch, memory, operator
 
-BUFFER_ELEMENTS = 1 << 28
-"""Logits of one chunk at most: half a GiB of 16-bit numbers."""
+BUFFER_ELEMENTS = 1 << 29
+"""Logits of one chunk at most: 1 GiB of 16-bit numbers, and never more than 1/32 of the GPU's memory."""
 
 
 def linear_cross_entropy(
@@ -121,7 +121,7 @@ def linear_cross_entropy_chunks(
         dbias.zero_()
     losses = torch.empty(len(kept), device=x.device)
     gradient = to_x or to_weight or to_bias
-    rows = chunk_rows(len(kept), head.shape[0])
+    rows = chunk_rows(len(kept), head.shape[0], x)
     buffer = x.new_empty((min(rows, len(kept)), head.shape[0]))
     for begin in range(0, len(kept), rows):
         part = kept[begin : begin + rows]
@@ -183,7 +183,7 @@ def token_logprobs_chunks(x: Tensor, weight: Tensor, bias: Tensor | None, target
     logprobs = torch.zeros(len(x), device=x.device)
     kept, targets = trained_rows(targets)
     head = weight.to(x.dtype)
-    rows = chunk_rows(len(kept), head.shape[0])
+    rows = chunk_rows(len(kept), head.shape[0], x)
     buffer = x.new_empty((min(rows, len(kept)), head.shape[0]))
     for begin in range(0, len(kept), rows):
         part = kept[begin : begin + rows]
@@ -203,14 +203,15 @@ def trained_rows(targets: Tensor) -> tuple[Tensor, Tensor]:
     return kept, targets[kept]
 
 
-def chunk_rows(M: int, V: int) -> int:
-    """Tokens of a chunk: at most 4,096, fewer where their logits would pass the buffer's bound.
+def chunk_rows(M: int, V: int, x: Tensor) -> int:
+    """Tokens of a chunk of logits like ``x``: at most 4,096, fewer where they would pass the buffer's bound.
 
     All chunks are alike and a multiple of 128, so that no product leaves the last of its tiles half empty.
     """
     if interpreted():
         return 8
-    most = max(256, min(4096, BUFFER_ELEMENTS // V // 128 * 128))
+    bound = min(BUFFER_ELEMENTS, memory(x.device) // 32 // x.element_size())
+    most = max(256, min(4096, bound // V // 128 * 128))
     return cdiv(cdiv(max(M, 1), cdiv(max(M, 1), most)), 128) * 128
 
 

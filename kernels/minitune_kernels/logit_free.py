@@ -249,7 +249,7 @@ def head_backward(
     dweight = torch.zeros(head.shape if to_weight else 0, device=x.device)
     dbias = torch.zeros(V if to_bias else 0, device=x.device)
     tile = tiles(x, C, gradient=True)
-    rows = chunk_rows(len(kept), V)
+    rows = chunk_rows(len(kept), V, x)
     buffer = x.new_empty((min(rows, len(kept)), V))
     for begin in range(0, len(kept), rows):
         part = kept[begin : begin + rows]

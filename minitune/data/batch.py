@@ -1,8 +1,9 @@
-"""From encoded rows to padded batches of inputs and targets."""
+"""From encoded rows to batches of inputs and targets: padded under each other, or packed behind each other."""
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -41,26 +42,86 @@ class Batch:
         return int((self.targets != IGNORE).sum())
 
 
-def pad_rows(rows: Sequence[Encoded], device: torch.device | str = "cpu") -> Batch:
-    """Put rows under each other, padded on the right to the longest.
+def pad_rows(rows: Sequence[Encoded], device: torch.device | str = "cpu", *, left: bool = False) -> Batch:
+    """Put rows under each other, padded on the right (or ``left``) to the longest.
 
     Position t has id t as input and id t + 1 as target, if that is trained. Padding is masked by place, never by id,
-    so that a pad id equal to the end-of-text id does not hide it; causal attention never looks at it.
+    so that a pad id equal to the end-of-text id does not hide it. On the right, causal attention never looks at it; on
+    the left it is a document of its own before the row's.
     """
     longest = max(len(row.ids) for row in rows) - 1
+    if left:
+        return _concatenated([[longest - len(row.ids) + 1, row] for row in rows], longest, device)
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     targets = torch.full((len(rows), longest), IGNORE, dtype=torch.int64)
+    weight = torch.zeros(len(rows), longest)
+    weighted = False
     for i, row in enumerate(rows):
         n = len(row.ids) - 1
-        ids[i, :n] = torch.tensor(row.ids[:-1])
-        after = torch.tensor(row.ids[1:])
-        targets[i, :n] = torch.where(torch.tensor(row.trained[1:]), after, IGNORE)
+        ids[i, :n], targets[i, :n], weight[i, :n], own = _shifted(row)
+        weighted |= own
     return Batch(
         ids=ids.to(device),
         targets=targets.to(device),
         plan=rows_plan(len(rows), longest, device),
+        token_weight=weight.to(device) if weighted else None,
         tokens=sum(len(row.ids) - 1 for row in rows),
     )
+
+
+def pack_rows(rows: Sequence[Sequence[Encoded]], capacity: int, device: torch.device | str = "cpu") -> Batch:
+    """Put packed rows of ``capacity`` inputs behind each other: ids and targets are (1, rows * capacity).
+
+    Every document keeps its own positions and sees itself alone (``cu_seqlens``). A document of n ids has n - 1 inputs,
+    so that its first id is never predicted from another document, and its last is no input to one. What a row has left
+    is a document of padding.
+    """
+    filled = [[*row, capacity - sum(len(document.ids) - 1 for document in row)] for row in rows]
+    return _concatenated(filled, capacity, device)
+
+
+def _concatenated(rows: Sequence[Sequence[Encoded | int]], capacity: int, device: torch.device | str) -> Batch:
+    """Rows of documents and of stretches of padding (their lengths), each ``capacity`` long, behind each other."""
+    T = len(rows) * capacity
+    ids = torch.zeros(1, T, dtype=torch.int64)
+    targets = torch.full((1, T), IGNORE, dtype=torch.int64)
+    positions = torch.zeros(1, T, dtype=torch.int64)
+    weight = torch.zeros(1, T)
+    lengths: list[int] = []
+    at = tokens = 0
+    weighted = False
+    for row in rows:
+        for document in row:
+            n = document if isinstance(document, int) else len(document.ids) - 1
+            part = slice(at, at + n)
+            if not isinstance(document, int):
+                ids[0, part], targets[0, part], weight[0, part], own = _shifted(document)
+                weighted |= own
+                tokens += n
+            positions[0, part] = torch.arange(n)
+            lengths += [n] if n else []
+            at += n
+    assert at == T, f"rows of {capacity} hold {at} of {T} places"
+    cu = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    longest = max(lengths)
+    plan = AttentionPlan(
+        positions=positions.to(device), cu_seqlens_q=cu, cu_seqlens_k=cu, max_seqlen_q=longest, max_seqlen_k=longest
+    )
+    return Batch(
+        ids=ids.to(device),
+        targets=targets.to(device),
+        plan=plan,
+        token_weight=weight.to(device) if weighted else None,
+        tokens=tokens,
+    )
+
+
+def _shifted(row: Encoded) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Inputs, targets and loss weights of one document, and whether a weight differs from 1."""
+    ids = torch.as_tensor(row.ids, dtype=torch.int64)
+    trained = torch.as_tensor(row.trained, dtype=torch.bool)[1:]
+    weights = torch.as_tensor(row.weights, dtype=torch.float32)[1:]
+    return ids[:-1], torch.where(trained, ids[1:], IGNORE), weights, bool((weights[trained] != 1).any())
 
 
 def epoch_order(rows: int, *, seed: int, epoch: int) -> list[int]:

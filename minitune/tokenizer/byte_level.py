@@ -44,7 +44,7 @@ class ByteLevelBPE(Tokenizer):
         if spec.ranked:
             order, whole, made = sorted(whole), frozenset[int](), whole
         else:
-            order = proved_order(merges, spec.token_bytes, whole)
+            order = proved_order(merges, spec.token_bytes, whole, takes_whole=spec.ignore_merges)
         self.by_ranks = order is not None
         by_list = list_engine(spec, merges, whole | made if spec.ignore_merges else whole)
         self._encode_plain = by_list if order is None else rank_engine(spec, order, whole)

@@ -13,6 +13,7 @@ from typing import Any
 from minitune.errors import TokenizerError
 from minitune.tokenizer.files import shown
 from minitune.tokenizer.json_spec import AddedToken, flag, parts_of, read_added, read_template, read_vocab, refuse
+from minitune.tokenizer.proved import ids_are_ranks
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [b for b in range(256) if b not in _PRINTABLE]
@@ -44,7 +45,8 @@ _SAFE_REGEX = re.compile(
 class ByteLevelSpec:
     """A byte-level BPE vocabulary. ``merges`` are ``(left id, right id, merged id)``, best first.
 
-    ``ranked``: there are no merges, as ids are ranks, and two neighbours merge where their bytes make a token.
+    ``ranked``: there are no merges, as ids are ranks: two neighbours merge where their bytes make a token, and a whole
+    piece that is a token is one.
     ``token_bytes``: the tokens that text can spell, by id; other names are reached by name only.
     ``pattern``: the regular expression whose matches are the pieces that merges stay inside of.
     """
@@ -104,13 +106,16 @@ def read_byte_level(path: Path, root: dict[str, Any], data: bytes) -> ByteLevelS
     if unk_token is not None and unk_token not in vocab:
         raise TokenizerError(f"{path}: model.unk_token is {shown(unk_token)}; expected a token of the vocabulary")
     check_bytes(path, vocab)
+    ignore_merges = flag(path, model, "model.ignore_merges", False)
+    ranked = ignore_merges and ids_are_ranks(vocab, model.get("merges"))
     return ByteLevelSpec(
         path=path,
         fingerprint_data=data,
         vocab=vocab,
         token_bytes=spelled(vocab),
-        merges=read_merges(path, model.get("merges"), vocab),
-        ignore_merges=flag(path, model, "model.ignore_merges", False),
+        merges=[] if ranked else read_merges(path, model.get("merges"), vocab),
+        ignore_merges=ignore_merges,
+        ranked=ranked,
         added=read_added(path, root.get("added_tokens"), vocab),
         nfc=nfc,
         pattern=pattern,

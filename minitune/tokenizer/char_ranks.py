@@ -39,7 +39,7 @@ def char_engine(vocab: CharVocabulary, *, has_spaces: bool) -> Callable[[str], l
     if bytes_there not in (0, 256) or any(left in fallbacks or right in fallbacks for left, right, _ in vocab.merges):
         return None
     known = {id: token for token, id in vocab.tokens.items()}
-    order = proved_order(live_merges(vocab.merges, known), known, frozenset())
+    order = proved_order(live_merges(vocab.merges, known), known, frozenset(), takes_whole=False)
     if order is None:
         return None
     # A space is one byte and its mark three, and where no text holds both, one can stand for the other.

@@ -5,7 +5,8 @@ equals first. A list names the pairs. The two agree on every text if either of t
 
 * *Complete*: for each token, every way of cutting it into two tokens is listed, and its merges stand together in the
   list. Then both know the same pairs. Two different pairs that make one token never meet in one text: what merged
-  inside its bytes so far depends on these bytes alone, so the last pair does too.
+  inside its bytes so far depends on these bytes alone, so the last pair does too. As tiktoken takes a whole piece that
+  is a token without merges, the file must do so too, or the list run on the bytes of each token must give the token.
 * *Reached*: every token has one merge, its parts rank before it, and the list run on its bytes gives the token. Take a
   shortest token that ranks make of another pair than the listed one. Up to that pair both ran alike, and there the list
   would stop, though it gives the token: so there is no such token.
@@ -16,6 +17,8 @@ time, and no listed merge of two of them may come before one of them is used up.
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import ne
+
+from minitune.tokenizer.merge import MergeTable
 
 Merge = tuple[int, int, int]  # left id, right id, merged id
 
@@ -28,14 +31,19 @@ def live_merges(
     ``known``: the tokens that text can spell, by id, as bytes or as characters; one of length 1 is a symbol. A pair
     listed twice keeps its last place, as in the reference.
     """
+    if not merges:
+        return merges
     symbols = {id for id, data in known.items() if len(data) == 1}
-    made: set[int] = set()
-    while merges:
-        lefts, rights, made = map(set, zip(*merges, strict=True))
-        reachable = (symbols | made) & known.keys() - closed
-        if lefts <= reachable and rights <= reachable and made <= reachable:
-            break
-        merges = [m for m in merges if m[0] in reachable and m[1] in reachable and m[2] in reachable]
+    lefts, rights, made = map(set, zip(*merges, strict=True))
+    if not (lefts | rights | made) <= (symbols | made) & known.keys() - closed:
+        # Shorter tokens first, so that what can make a part is known before the part is asked for.
+        candidates = [m for m in merges if m[2] in known and m[2] not in closed]
+        reachable, made = symbols - closed, set[int]()
+        for left, right, token in sorted(candidates, key=lambda m: len(known[m[2]])):
+            if left in reachable and right in reachable:
+                reachable.add(token)
+                made.add(token)
+        merges = [m for m in candidates if m[0] in reachable and m[1] in reachable]
     # Two merges of one pair are the same three ids, so where each token has one merge no pair stands twice.
     if len(made) < len(merges) and len(set(merges)) < len(merges):
         last = {(left, right): (rank, made) for rank, (left, right, made) in enumerate(merges)}
@@ -43,17 +51,33 @@ def live_merges(
     return merges
 
 
-def proved_order(merges: list[Merge], known: Mapping[int, Sequence[object]], whole: frozenset[int]) -> list[int] | None:
+def proved_order(
+    merges: list[Merge], known: Mapping[int, Sequence[object]], whole: frozenset[int], *, takes_whole: bool
+) -> list[int] | None:
     """Return the ids that merges make in the order of their ranks, or None where ranks are not proved to do.
 
     ``whole``: ids that no merge makes but that a whole piece may be; these may not be cut into two tokens at all.
+    ``takes_whole``: a whole piece that is a token is one without merges, which tiktoken does in any case.
     """
     order = list(dict.fromkeys(made for _, _, made in merges))
     if len(order) == len(merges):
         parts = {data for id, data in known.items() if len(data) == 1}
         parts.update(known[id] for id in (*order, *whole))
         return order if _reached(merges) and not _cuts(map(known.__getitem__, whole), parts) else None
-    return order if _complete(merges, known, order, whole) else None
+    if not _complete(merges, known, order, whole):
+        return None
+    return order if takes_whole or _all_made(merges, known, order) else None
+
+
+def _all_made(merges: list[Merge], known: Mapping[int, Sequence[object]], order: list[int]) -> bool:
+    """Whether the list, run on what each token spells, gives the token: the slow way, where tokens have many cuts."""
+    symbol_of = {data: id for id, data in known.items() if len(data) == 1}
+    table = MergeTable(merges, max(known) + 1)
+    for id in order:
+        data = known[id]
+        if table.apply([symbol_of[data[i : i + 1]] for i in range(len(data))]) != [id]:
+            return False
+    return True
 
 
 def all_cuts(known: Mapping[int, bytes], order: Sequence[int]) -> list[Merge]:

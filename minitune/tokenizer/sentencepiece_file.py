@@ -1,6 +1,8 @@
 """A sentencepiece ``tokenizer.model``: BPE and unigram, cut by the ``sentencepiece`` library (arXiv 1808.06226)."""
 
-from functools import cached_property
+import re
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,9 @@ from minitune.tokenizer.vocabulary import make_vocabulary
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
+_words = re.compile(f"[ {SPACE_MARK}]*[^ {SPACE_MARK}]+|[ {SPACE_MARK}]+").findall
+LONGEST_KEPT = 24  # characters of a word that is worth remembering; text without spaces is one long word
+
 
 class SentencePiece(Tokenizer):
     """A sentencepiece model file; ids equal those of the ``sentencepiece`` library.
@@ -45,6 +50,7 @@ class SentencePiece(Tokenizer):
         self._path = path
         self._proto = proto
         self._info = info
+        self._by_words = words_stand_alone(info)
         self._whole = processor(path, proto)  # made now, so that a damaged file is found now
         self._prefix_again = companions.legacy is not False
         # All of them are looked for in the text as it is, as the reference does with a model file.
@@ -65,6 +71,10 @@ class SentencePiece(Tokenizer):
     def _exact(self) -> "SentencePieceProcessor":
         return processor(self._path, with_spaces(self._proto, dummy_prefix=False, removes_extra=False))
 
+    @cached_property
+    def _word(self) -> Callable[[str], list[int]]:
+        return lru_cache(maxsize=1 << 16)(self._bare.encode)
+
     def encode(self, text: str, *, continues: bool = False, control: bool = False) -> list[int]:
         text = without_surrogates(text)
         if not control:
@@ -78,6 +88,8 @@ class SentencePiece(Tokenizer):
         return ids
 
     def _encode_plain(self, text: str, continues: bool) -> list[int]:
+        if self._by_words:
+            return self._encode_words(text, continues)
         if not continues:
             return self._whole.encode(text)
         if self._info.removes_extra_spaces:
@@ -88,6 +100,31 @@ class SentencePiece(Tokenizer):
             if normal.startswith(SPACE_MARK):
                 return self._prefixed.encode(text)
         return self._bare.encode(text)
+
+    def _encode_words(self, text: str, continues: bool) -> list[int]:
+        words = _words(text)
+        if not words:
+            return []
+        ids: list[int] = (self._bare if continues else self._whole).encode(words[0])
+        short, long = self._word, self._bare.encode
+        for word in words[1:]:
+            ids += short(word) if len(word) <= LONGEST_KEPT else long(word)
+        return ids
+
+
+def words_stand_alone(info: ModelInfo) -> bool:
+    """Whether the ids of a text are those of its words in a row, a word with the spaces before it, as of Llama 2.
+
+    BPE joins two neighbours only if they make a piece, so nothing is joined across the start of a word if in no piece
+    a space follows another character. The text must go in as it is, and no two unknown characters become one.
+    """
+    return (
+        info.model_type == BPE
+        and info.byte_fallback
+        and not (info.charsmap or info.removes_extra_spaces)
+        and all(kind in (NORMAL, BYTE, CONTROL, UNKNOWN) for _, kind in info.pieces)
+        and not any(SPACE_MARK in piece.lstrip(SPACE_MARK) for piece, _ in info.pieces)
+    )
 
 
 def processor(path: Path, proto: bytes) -> "SentencePieceProcessor":

@@ -21,7 +21,7 @@ class ProtoError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelInfo:
-    """The settings of a model file and its pieces: ``(text, type)`` by id."""
+    """The settings of a model file and its pieces: ``(text, type)`` by id; ``charsmap`` is its normaliser, compiled."""
 
     pieces: list[tuple[str, int]]
     model_type: int
@@ -31,6 +31,7 @@ class ModelInfo:
     removes_extra_spaces: bool
     escapes_spaces: bool
     denormalizes: bool
+    charsmap: bytes
 
 
 def read_model(data: bytes) -> ModelInfo:
@@ -47,6 +48,7 @@ def read_model(data: bytes) -> ModelInfo:
             nested[number].update((n, v) for n, v, _ in _fields(value))
     if not pieces:
         raise ProtoError("it has no pieces")
+    charsmap = normalizer.get(_CHARSMAP, b"")
     return ModelInfo(
         pieces=pieces,
         model_type=_integer(trainer, _MODEL_TYPE, UNIGRAM),
@@ -56,6 +58,7 @@ def read_model(data: bytes) -> ModelInfo:
         removes_extra_spaces=bool(_integer(normalizer, _REMOVE_EXTRA, 1)),
         escapes_spaces=bool(_integer(normalizer, _ESCAPE, 1)),
         denormalizes=bool(denormalizer.get(_CHARSMAP) or denormalizer.get(_TSV)),
+        charsmap=charsmap if isinstance(charsmap, bytes) else b"",
     )
 
 

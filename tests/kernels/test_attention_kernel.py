@@ -54,7 +54,12 @@ def check(inputs: tuple[Tensor, ...], **options: Any) -> None:
         slack = 1e-6 * float(rms(dy)) + 2**-20 * largest_score(inputs, options) * float(rms(true))
         assert_as_accurate(mine, theirs, true, slack=slack)
     with torch.no_grad():
-        assert_as_accurate(attention(*inputs, **options), eager[0], truth[0])
+        assert_as_accurate(attention(*inputs, **options), eager[0], truth[0], slack=product_slack(truth[0], q.dtype))
+
+
+def product_slack(y: Tensor, dtype: torch.dtype) -> float:
+    """Products of float32 are three of TF32 on a GPU, 22 bits: seen where the formula has next to nothing to round."""
+    return 2**-21 * float(rms(y)) if dtype == torch.float32 else 0.0
 
 
 def largest_score(inputs: tuple[Tensor, ...], options: dict[str, Any]) -> float:
@@ -187,7 +192,7 @@ def test_few_queries_over_a_long_cache(T: int, H: int, K: int, dtype: torch.dtyp
             got = attention(*inputs, **options)
             assert ran()["attention"] == "split keys"
             truth = REFERENCE.attention(*(x.double() for x in inputs), **options)
-            assert_as_accurate(got, eager_attention(*inputs, **options), truth)
+            assert_as_accurate(got, eager_attention(*inputs, **options), truth, slack=product_slack(truth, dtype))
 
 
 # ---- who can look at whom, bit for bit

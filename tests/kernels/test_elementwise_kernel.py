@@ -105,7 +105,9 @@ def test_layer_norm(shape: tuple[int, ...], bias: bool, dtype: torch.dtype, devi
 
     inputs = [randn(*shape, dtype=dtype, device=device), randn(shape[-1], seed=1, dtype=dtype, device=device)]
     inputs += [randn(shape[-1], seed=2, dtype=dtype, device=device)] if bias else []
-    check(use(layer_norm), use(BUILTIN.layer_norm), use(REFERENCE.layer_norm), inputs)
+    # Of one channel nothing comes through: its gradient is a difference of equals, times 1 / sqrt(eps).
+    slack = 2**-24 * 316 if shape == (1, 1) else 0.0
+    check(use(layer_norm), use(BUILTIN.layer_norm), use(REFERENCE.layer_norm), inputs, slack)
 
 
 # ---- rotary positions

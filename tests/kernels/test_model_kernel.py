@@ -58,7 +58,7 @@ def rows(count: int) -> list[Encoded]:
     made = []
     for i in range(count):
         ids = torch.randint(0, 70, (9 + 4 * i,), generator=generator).tolist()
-        made.append(Encoded(ids=ids, trained=[j > 4 for j in range(len(ids))]))
+        made.append(Encoded.of(ids, [j > 4 for j in range(len(ids))]))
     return made
 
 

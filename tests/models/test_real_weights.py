@@ -72,7 +72,7 @@ def story_loss(material: Path, published: Published, tokenizer: Tokenizer, texts
     """The loss of every token behind the start token, rows of a length together."""
     rows = []
     for ids in sorted((encode(tokenizer, text)[:LONGEST] for text in texts), key=len):
-        rows.append(Encoded(ids, [False] + [True] * (len(ids) - 1)))
+        rows.append(Encoded.of(ids, [False] + [True] * (len(ids) - 1)))
     model = load_checkpoint(material / published.folder).model
     return evaluate(model, [pad_rows(rows[start : start + 20]) for start in range(0, len(rows), 20)])
 

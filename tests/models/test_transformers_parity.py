@@ -186,7 +186,7 @@ def test_gradients_of_every_parameter(published: Published, case: str, ops: Ops)
     rows = []
     for length in (24, 9, 17):
         ids = torch.randint(3, BASE["vocab_size"], (length,), generator=generator).tolist()
-        rows.append(Encoded(ids, [False] * (length // 2) + [True] * (length - length // 2)))
+        rows.append(Encoded.of(ids, [False] * (length // 2) + [True] * (length - length // 2)))
     batch = pad_rows(rows)
     loss_sum, denominator = next_token_loss(ours, batch)
     loss = loss_sum / denominator

@@ -336,7 +336,7 @@ def test_no_mask_where_none_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     cached = rows_plan(1, 1, "cpu", 6)
-    for T, S, given, want in (
+    for T, S, given, *want in (
         (7, 7, {}, (False, True, 7)),
         (7, 7, {"plan": rows_plan(1, 7, "cpu")}, (False, True, 7)),
         (7, 7, {"window": 7}, (False, True, 7)),
@@ -347,12 +347,12 @@ def test_no_mask_where_none_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         (1, 7, {"plan": cached, "window": 4}, (False, False, 4)),
         (7, 7, {"window": 6}, (True, False, 7)),
         (3, 7, {}, (True, False, 7)),
-        (7, 7, {"plan": packed_plan(3, 4)}, (True, False, 7)),
+        (7, 7, {"plan": packed_plan(3, 4)}, (False, True, 3), (False, True, 4)),  # on a CPU one by one
         (7, 7, {"bias": torch.zeros(1, dtype=torch.float64)}, (True, False, 7)),
     ):
         seen.clear()
         BUILTIN.attention(*qkv(1, T, S, 2, 1, 4), **given)
-        assert seen == [want], (T, S, given)
+        assert seen == want, (T, S, given)
 
 
 # ---- accuracy

@@ -7,6 +7,7 @@ different ages, and what one of them does not know it puts in another class.
 import json
 import random
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_cases import add_token, byte_spec, random_texts, slow_merge, write_json
+from tokenizer_cases import add_token, byte_spec, published, random_texts, slow_merge, write_json
 
 from minitune.errors import TokenizerError
 from minitune.tokenizer import load_tokenizer
 from minitune.tokenizer.byte_level import ByteLevelBPE, list_engine, python_pattern
-from minitune.tokenizer.byte_level_spec import LLAMA3_PATTERN, read_byte_level
+from minitune.tokenizer.byte_level_spec import LLAMA3_PATTERN, read_byte_level, read_merges
 from minitune.tokenizer.json_spec import read_root
+from minitune.tokenizer.proved import fingerprint, ids_are_ranks
 from minitune.tokenizer.ranks import live_merges, proved_order
 
 REAL = {
@@ -85,24 +87,85 @@ def loaded(path: Path) -> ByteLevelBPE:
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_vocabularies_merge_by_ranks(material: Path, name: str) -> None:
-    assert loaded(material / "tokenizers" / REAL[name]).by_ranks
-
-
-@pytest.mark.parametrize("name", REAL)
 def test_ranks_equal_the_list(material: Path, name: str) -> None:
     path = material / "tokenizers" / REAL[name]
-    ours, spec = loaded(path), read_byte_level(path, *read_root(path))
-    merges = live_merges(spec.merges, spec.token_bytes, ours.control_ids)
+    root, data = read_root(path)
+    ours, spec = published(path), read_byte_level(path, root, data)
+    assert isinstance(ours, ByteLevelBPE)
+    assert ours.by_ranks
+    merges = read_merges(path, root["model"]["merges"], spec.vocab)
+    merges = live_merges(merges, spec.token_bytes, ours.control_ids)
     whole = frozenset(spec.token_bytes) - ours.control_ids if spec.ignore_merges else frozenset[int]()
-    by_list = list_engine(spec, merges, whole)
+    by_list = list_engine(replace(spec, ranked=False), merges, whole)
     for text in texts_for(23, 300):
         assert ours._encode_plain(text) == by_list(text), repr(text)
 
 
+def test_a_remembered_proof_is_a_proof(material: Path) -> None:
+    path = material / "tokenizers" / "llama3" / "tokenizer.json"
+    root, data = read_root(path)
+    spec, model = read_byte_level(path, root, data), root["model"]
+    assert spec.ranked
+    merges = read_merges(path, model["merges"], spec.vocab)
+    order = proved_order(live_merges(merges, spec.token_bytes), spec.token_bytes, frozenset(), takes_whole=True)
+    assert order == sorted(id for id, spelled in spec.token_bytes.items() if len(spelled) > 1)
+    vocab, lines = model["vocab"], model["merges"]
+    pairs = [merge.split(" ") for merge in lines]
+    assert ids_are_ranks(vocab, pairs)
+    for changed in (pairs[1:], [*pairs[:5], pairs[6], pairs[5], *pairs[7:]], [*pairs, ["a", "b"]], [], None, [3]):
+        assert not ids_are_ranks(vocab, changed)
+    assert not ids_are_ranks(dict(reversed(vocab.items())), pairs)
+    assert not ids_are_ranks(vocab | {"more": len(vocab)}, pairs)
+
+
+def test_no_other_file_has_the_hash_of_a_remembered_proof() -> None:
+    """Files that spell the same lines, or the same pairs in a form that is refused elsewhere, are not taken for it."""
+    vocab = {"a": 0, "b": 1, "ab": 2, "abb": 3}
+    one = fingerprint(vocab, ["a b", "ab b"])
+    assert one == fingerprint(vocab, [["a", "b"], ["ab", "b"]])
+    forms: list[tuple[dict[str, int], Any]] = [
+        ({"a\nb": 0, "ab": 1, "abb": 2}, ["a b", "ab b"]),
+        ({"a": 0, "b": 1, "ab": 2}, ["abb", "a b", "ab b"]),
+        (vocab | {"a b": 4}, ["ab b"]),
+        (vocab, ["a b\nab b"]),
+        (vocab, [["a b"], ["ab", "b"]]),
+        (vocab, ["ab", ["ab", "b"]]),
+        (vocab, [["a", "b"], "ab b"]),
+        (vocab, [{"a": 0, "b": 0}, ["ab", "b"]]),
+        (vocab, [["a", 3], ["ab", "b"]]),
+        (vocab | {"a": 1, "b": 0}, ["a b", "ab b"]),
+    ]
+    for tokens, merges in forms:
+        assert fingerprint(tokens, merges) != one, merges
+
+
+def test_a_remembered_proof_holds_where_tokens_are_control(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control tokens from the middle of the list: the merges themselves, without them, give the same."""
+    source = material / "tokenizers" / "llama3" / "tokenizer.json"
+    spec = json.loads(source.read_text(encoding="utf-8"))
+    names = ("\u0120the", "in", "\u0120t", "\u0120\u0120", "er")
+    for name in names:
+        add_token(spec, name, special=True)
+    path = write_json(tmp_path / "tokenizer.json", spec)
+    assert read_byte_level(path, *read_root(path)).ranked
+    ours = loaded(path)
+    monkeypatch.setattr("minitune.tokenizer.proved.PROVED", {})
+    listed = read_byte_level(path, *read_root(path))
+    assert not listed.ranked
+    closed = ours.control_ids
+    assert closed == published(source).control_ids | {spec["model"]["vocab"][name] for name in names}
+    merges = live_merges(listed.merges, listed.token_bytes, closed)
+    by_list = list_engine(listed, merges, frozenset(listed.token_bytes) - closed)
+    for text in [*texts_for(26, 300), "   the interim     there other"]:
+        assert ours.encode(text) == by_list(text), repr(text)
+        assert not closed & set(ours.encode(text))
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_round_trip_and_stream(material: Path, name: str) -> None:
-    ours = loaded(material / "tokenizers" / REAL[name])
+    ours = published(material / "tokenizers" / REAL[name])
     for text in texts_for(24, 300):
         if name == "smollm2" and any(c in text for c in "\x04\x06\x13\x14\x16\x1d"):
             continue  # this vocabulary has no token for these bytes
@@ -126,7 +189,7 @@ def test_two_files_equal_the_reference(material: Path, name: str, tmp_path: Path
     for file in ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"):
         if (folder / file).exists() and (name, file[0]) not in (("smollm2", "a"), ("smollm2", "t")):
             (tmp_path / file).write_bytes((folder / file).read_bytes())
-    ours, theirs = load_tokenizer(tmp_path), loaded(material / "tokenizers" / REAL[name])
+    ours, theirs = load_tokenizer(tmp_path), published(material / "tokenizers" / REAL[name])
     if name == "smollm2":  # the two files say nothing of digits, so text is cut as GPT-2's
         assert ours.decode(ours.encode("a 12 b")) == "a 12 b"
         return
@@ -292,7 +355,7 @@ def test_a_proof_is_right(data: st.DataObject) -> None:
     merges = list(
         {(left, right): (left, right, made) for left, right, made in data.draw(st.permutations(merges))}.values()
     )
-    order = proved_order(merges, dict(enumerate(tokens)), frozenset())
+    order = proved_order(merges, dict(enumerate(tokens)), frozenset(), takes_whole=False)
     if order is None:
         return
     rank = {tokens[id]: (i, id) for i, id in enumerate(order)}
@@ -303,8 +366,23 @@ def test_a_proof_is_right(data: st.DataObject) -> None:
         if tokens[x] + tokens[y] in rank
     }
     listed = {(left, right): (i, made) for i, (left, right, made) in enumerate(merges)}
+    for id in order:  # a whole piece that is a token is one, by rank, so the list must come to it as well
+        assert slow_merge([b"abc".index(b) for b in tokens[id]], listed) == [id]
     for symbols in data.draw(st.lists(st.lists(st.integers(0, 2), max_size=14), min_size=8, max_size=8)):
         assert slow_merge(symbols, listed) == slow_merge(symbols, pairs)
+
+
+def test_a_token_that_merges_do_not_reach_is_taken_whole_only_where_the_file_says_so(tmp_path: Path) -> None:
+    """Every cut of ``abcd`` is listed, but ``bc`` comes first, so merges alone stop at three pieces."""
+    merges = ["b c", "a b", "c d", "ab cd", "\u0120 a", "\u0120a b", "\u0120 ab"]
+    for takes_whole, count in ((False, 3), (True, 1)):
+        spec = byte_spec(merges=merges, ignore_merges=takes_whole)
+        for token in ("cd", "abcd"):
+            spec["model"]["vocab"][token] = len(spec["model"]["vocab"])
+        path = write_json(tmp_path / "tokenizer.json", spec)
+        ids = loaded(path).encode("abcd")
+        assert len(ids) == count
+        assert ids == reference(path).encode("abcd").ids
 
 
 def test_a_very_long_run_of_spaces(tmp_path: Path) -> None:

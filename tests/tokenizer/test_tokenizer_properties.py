@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_cases import SPACE, add_token, random_texts, tiny_spec, write_json
+from tokenizer_cases import SPACE, add_token, published, random_texts, tiny_spec, write_json
 
 from minitune.errors import TokenizerError
 from minitune.tokenizer import Tokenizer, load_tokenizer
@@ -37,7 +37,7 @@ def identity_tokenizers(tiny_json: Tokenizer, sp_bpe: Path, sp_no_prefix: Path) 
 @pytest.fixture(scope="session", params=["json", "bpe", "no_prefix", "unigram", *REAL])
 def any_tokenizer(request: pytest.FixtureRequest, tiny_json: Tokenizer) -> Tokenizer:
     if request.param in REAL:
-        return load_tokenizer(request.getfixturevalue("material") / REAL[request.param])
+        return published(request.getfixturevalue("material") / REAL[request.param])
     if request.param == "json":
         return tiny_json
     return load_tokenizer(request.getfixturevalue(f"sp_{request.param}"))

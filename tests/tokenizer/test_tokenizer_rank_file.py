@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiktoken
-from tokenizer_cases import random_texts
+from tokenizer_cases import published, random_texts
 
 from minitune.errors import TokenizerError
 from minitune.tokenizer import load_tokenizer
@@ -31,7 +31,7 @@ def from_vocab(path: Path, size: int) -> bytes:
 
 def test_llama3_ranks_equal_tiktoken_and_the_json(material: Path) -> None:
     path = material / "tokenizers" / "llama3" / "tokenizer.model"
-    ours, by_json = load_tokenizer(path), load_tokenizer(path.with_name("tokenizer.json"))
+    ours, by_json = published(path), published(path.with_name("tokenizer.json"))
     ranks = {token: i for i, token in enumerate(read_ranks(path, path.read_bytes()))}
     control = dict(zip(PUBLISHED["Llama 3"].control, range(128_000, 128_256), strict=True))
     theirs = tiktoken.Encoding("", pat_str=LLAMA3_PATTERN, mergeable_ranks=ranks, special_tokens=control)
@@ -60,7 +60,7 @@ def test_other_published_ranks_equal_their_json(material: Path, kind: str, folde
     source, known = material / "tokenizers" / folder, PUBLISHED[kind]
     path = tmp_path / "some.tiktoken"
     path.write_bytes(from_vocab(source / "vocab.json", known.size))
-    ours, by_json = load_tokenizer(tmp_path), load_tokenizer(source / "tokenizer.json")
+    ours, by_json = load_tokenizer(tmp_path), published(source / "tokenizer.json")
     assert ours.files == (path,)
     assert ours.vocab_size == known.size + len(known.control)
     assert ours.token_id("<|endoftext|>") == ours.eos_id == known.size
@@ -72,7 +72,7 @@ def test_other_published_ranks_equal_their_json(material: Path, kind: str, folde
 def test_the_list_that_ranks_say_is_equal(material: Path) -> None:
     """The way that very long runs of spaces go: all cuts of all tokens as one list of merges."""
     path = material / "tokenizers" / "llama3" / "tokenizer.model"
-    ours, spec = load_tokenizer(path), read_rank_file(path, path.read_bytes(), Companions())
+    ours, spec = published(path), read_rank_file(path, path.read_bytes(), Companions())
     by_list = list_engine(spec, [], frozenset(id for id, data in spec.token_bytes.items() if len(data) > 1))
     for text in random_texts(43, 1000, [" the", "They're", "1234567", " unbelievable", "!!!\n"]):
         assert ours.encode(text) == by_list(text), repr(text)
@@ -82,7 +82,7 @@ def test_small_files_name_the_control_tokens(material: Path, tmp_path: Path) -> 
     source = material / "tokenizers" / "llama3"
     (tmp_path / "tokenizer.model").write_bytes((source / "tokenizer.model").read_bytes())
     (tmp_path / "tokenizer_config.json").write_bytes((source / "hf_tokenizer_config.json").read_bytes())
-    ours, by_json = load_tokenizer(tmp_path), load_tokenizer(source / "tokenizer.json")
+    ours, by_json = load_tokenizer(tmp_path), published(source / "tokenizer.json")
     assert [ours.token(i) for i in range(128_000, 128_256)] == [by_json.token(i) for i in range(128_000, 128_256)]
     assert [path.name for path in ours.files] == ["tokenizer.model", "tokenizer_config.json"]
 
@@ -90,7 +90,7 @@ def test_small_files_name_the_control_tokens(material: Path, tmp_path: Path) -> 
 def test_a_json_beside_a_rank_file_decides(material: Path) -> None:
     folder = material / "tokenizers" / "llama3"
     ours = load_tokenizer(folder)
-    assert ours.fingerprint == load_tokenizer(folder / "tokenizer.json").fingerprint
+    assert ours.fingerprint == published(folder / "tokenizer.json").fingerprint
     assert [path.name for path in ours.files] == ["tokenizer.model", "tokenizer.json"]
 
 

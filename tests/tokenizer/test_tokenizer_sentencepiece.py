@@ -1,15 +1,17 @@
 """The sentencepiece kind against slow, obvious BPE and Viterbi, a JSON conversion, and published ids."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import sentencepiece
-from tokenizer_cases import SPACE, random_texts, slow_merge
+from tokenizer_cases import SPACE, published, random_texts, slow_merge
 
 from minitune.tokenizer import load_tokenizer
-from minitune.tokenizer.sentencepiece_proto import BYTE, NORMAL, USER_DEFINED, read_model
+from minitune.tokenizer.sentencepiece_file import SentencePiece, words_stand_alone
+from minitune.tokenizer.sentencepiece_proto import BYTE, NORMAL, UNIGRAM, USER_DEFINED, read_model, with_spaces
 
 MODELS = {
     "stories260K": "weights/stories260K/hf/tokenizer.model",
@@ -59,7 +61,7 @@ def marked(text: str, *, prefix: bool) -> str:
 @pytest.mark.parametrize("name", ["llama2", "llama2-zh"])
 def test_identity_models_equal_slow_bpe(material: Path, name: str) -> None:
     path = material / MODELS[name]
-    ours, slow = load_tokenizer(path), SlowBPE(path)
+    ours, slow = published(path), SlowBPE(path)
     for text in random_texts(3, 2000, list(slow.id_of)):
         assert ours.encode(text) == slow.encode(marked(text, prefix=True)), repr(text)
         assert ours.encode(text, continues=True) == slow.encode(marked(text, prefix=False)), repr(text)
@@ -70,7 +72,7 @@ def test_identity_models_equal_slow_bpe(material: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["stories260K", "meng"])
 def test_normalising_models_equal_slow_bpe(material: Path, name: str) -> None:
     path = material / MODELS[name]
-    ours, slow = load_tokenizer(path), SlowBPE(path)
+    ours, slow = published(path), SlowBPE(path)
     for text in random_texts(4, 2000, list(slow.id_of)):
         normal = slow.library.normalize(text)  # only the character map comes from the library
         assert ours.encode(text) == slow.encode(normal), repr(text)
@@ -91,7 +93,7 @@ def viterbi(normal: str, score_of: dict[str, float], unknown: float) -> float:
 
 def test_unigram_finds_the_best_cut(material: Path) -> None:
     path = material / MODELS["t5"]
-    ours = load_tokenizer(path)
+    ours = published(path)
     library = sentencepiece.SentencePieceProcessor(model_file=str(path))
     kinds = read_model(path.read_bytes()).pieces
     score_of = {piece: library.get_score(i) for i, (piece, kind) in enumerate(kinds) if kind == NORMAL}
@@ -105,9 +107,43 @@ def test_unigram_finds_the_best_cut(material: Path) -> None:
         assert sum(library.get_score(i) for i in ids) == pytest.approx(viterbi(normal, score_of, unknown), abs=1e-3)
 
 
+@pytest.mark.parametrize(("name", "by_words"), [("llama2", True), ("llama2-zh", True), ("meng", False), ("t5", False)])
+def test_words_one_by_one_equal_the_library_on_the_whole_text(material: Path, name: str, by_words: bool) -> None:
+    path = material / MODELS[name]
+    ours = published(path)
+    assert isinstance(ours, SentencePiece)
+    assert words_stand_alone(read_model(path.read_bytes())) == by_words
+    whole = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert ours.encode("") == ours.encode("", continues=True) == []
+    words = ["a", " the", SPACE, "  ", " " * 40, "x" * 30, "\u4f60\u597d", "\n", "\x00", "\t ", "\xa0", "\U0001f44d"]
+    for text in [*words, *random_texts(5, 1000, [*words, SPACE + "a" + SPACE])]:
+        assert ours.encode(text) == whole.encode(text), repr(text)
+    if by_words:
+        bare = sentencepiece.SentencePieceProcessor(
+            model_proto=with_spaces(path.read_bytes(), dummy_prefix=False, removes_extra=False)
+        )
+        for text in random_texts(6, 1000, words):
+            assert ours.encode(text, continues=True) == bare.encode(text), repr(text)
+
+
+def test_where_words_do_not_stand_alone(material: Path) -> None:
+    info = read_model((material / MODELS["llama2"]).read_bytes())
+    assert words_stand_alone(replace(info, pieces=[*info.pieces, (SPACE * 3 + "by", NORMAL)]))
+    for change in (
+        {"pieces": [*info.pieces, ("by" + SPACE, NORMAL)]},
+        {"pieces": [*info.pieces, (SPACE + "by" + SPACE + "the", NORMAL)]},
+        {"pieces": [*info.pieces, ("<turn>", USER_DEFINED)]},
+        {"model_type": UNIGRAM},
+        {"byte_fallback": False},
+        {"removes_extra_spaces": True},
+        {"charsmap": b"x"},
+    ):
+        assert not words_stand_alone(replace(info, **change)), change
+
+
 @pytest.mark.parametrize("name", ["llama2", "t5"])
 def test_published_ids(material: Path, name: str) -> None:
-    ours = load_tokenizer(material / MODELS[name])
+    ours = published(material / MODELS[name])
     vectors = json.loads((material / "vectors" / "tokenization.json").read_text(encoding="utf-8"))[name]["cases"]
     checked = 0
     for case in vectors.values():

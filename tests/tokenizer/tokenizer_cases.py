@@ -2,14 +2,18 @@
 
 import io
 import json
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from bench.tokenizer import SPACE, random_texts
+from minitune.tokenizer import load_tokenizer
 from minitune.tokenizer.byte_level_spec import BYTE_CHARS
 
 __all__ = ["SPACE", "random_texts"]  # and what follows; these two are shared with the benchmark
+
+published = cache(load_tokenizer)  # of real files, which stay as they are; what a test writes it loads itself
 
 
 def tiny_spec(*, bytes_covered: bool = True, **model: Any) -> dict[str, Any]:

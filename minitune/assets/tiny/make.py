@@ -4,8 +4,8 @@
     python -m minitune.assets.tiny.make rows                       rows.jsonl, instructions to tune the model with
     python -m minitune.assets.tiny.make pretrain [--tokens 40e6]   the weights; the loss curve goes to curve.jsonl
 
-Everything is seeded. All three are written beside this file, the weights into ``--out`` where that is given. What lies
-here now is older than this script: untrained weights with a tokenizer and rows of their own, until a model is trained.
+Everything is seeded. All three are written beside this file, the weights into ``--out`` where that is given. README.md
+there says how what ships was made.
 """
 
 import argparse
@@ -23,7 +23,8 @@ import numpy as np
 import sentencepiece
 import torch
 
-from minitune.chat import TEMPLATES, Text
+from minitune.chat import ALPACA, Message
+from minitune.chat.script import Kind, script
 from minitune.checkpoint import save_checkpoint
 from minitune.config import ModelConfig
 from minitune.data.batch import Batch
@@ -84,13 +85,19 @@ def split_chinese(text: str) -> Iterator[str]:
         yield run
 
 
+def alpaca_lines() -> list[str]:
+    """The lines that the template itself brings, with an input and without."""
+    pieces = [p for context in ("", "x") for p in script(ALPACA, [Message("user", "", context)], header=True)]
+    lines = [line for piece in pieces if piece.kind is Kind.LITERAL for line in piece.text.split("\n")]
+    return [line for line in lines if line]
+
+
 def make_tokenizer() -> None:
     """Train a BPE of ``SHAPE.vocab_size`` pieces on text of the world, every word of it, and the words of the template.
 
     No space is put before a text, so that a Chinese word is the same piece at its start and inside it.
     """
-    template = [s.text for key in ("user", "user_with_context") for s in getattr(TEMPLATES["alpaca"], key)
-                if isinstance(s, Text)]  # fmt: skip
+    template = alpaca_lines()
     corpus = [*vocabulary(), *documents(CHUNK, seed=1), *(template * 300)]
     pieces = [piece for text in corpus for line in text.split("\n") for piece in split_chinese(line)]
     sentencepiece.SentencePieceTrainer.train(
