@@ -23,6 +23,7 @@ from minitune.models.published import (
     Stored,
     from_layout,
     model_config,
+    published_module,
     raw_config,
     stored_shape,
     stored_tensors,
@@ -94,8 +95,23 @@ def load_checkpoint(
         _check_layers(config, tensors)
         model = _skeleton(config, ops, compute_dtype or dtype, folder)
         certificate = _Filling(model, tensors).fill(torch.device(device), dtype)
-    model.stop_ids = _stop_ids(folder, raw, config.vocab_size)
+    model.stop_ids = stop_ids_of(folder, raw, config.vocab_size)
     return Checkpoint(model=model, folder=folder, raw=raw, certificate=certificate)
+
+
+def vocabulary_rows(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """The embedding and, where it is stored apart, the head of a folder, as stored: (vocabulary, C), by those names.
+
+    Nothing else is read. A table that the folder does not hold under its published name is left out.
+    """
+    found = {}
+    with open_folder(folder) as tensors:
+        for module in ("embed", "head"):
+            name = published_module(config, module)[0] + ".weight"
+            name = name if name in tensors.names else tensors.aliases.get(name, "")
+            if name in tensors.names and name not in found:
+                found[name] = tensors.read(name)
+    return found
 
 
 def published_tensors(model: LanguageModel, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -284,7 +300,7 @@ def _check_layers(config: ModelConfig, tensors: TensorFolder) -> None:
         )
 
 
-def _stop_ids(folder: Path, raw: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+def stop_ids_of(folder: Path, raw: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
     """All ids that end a generation: ``eos_token_id`` of both files, each a number, a list or nothing.
 
     generation_config.json has the whole list of a chat model, config.json often just the end of text.

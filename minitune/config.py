@@ -232,13 +232,15 @@ class SFTConfig:
     model: str
     """Model folder as published (config.json, *.safetensors, tokenizer files), or `tiny`."""
     data: str
-    """Instruction file: JSON or JSONL with instruction, input, output."""
+    """Instruction files: JSON, JSON Lines, CSV, Parquet or text, in any layout; several mix by weight (a.json=2)."""
     out: str
     """Run folder to write; must be new or empty (see --force)."""
     val: str = "0.05"
     """Validation rows: a fraction of the data (0.05), a count (200), another file, or 0 for none."""
     rows: int = 0
     """Use only the first so many rows of the data; 0 uses all."""
+    columns: str = ""
+    """Names of columns that are not the usual ones: instruction=question,output=answer."""
     on_bad: Literal["error", "drop"] = "error"
     """A row that cannot be used: stop with its line and reason, or leave it out and count it."""
 
@@ -258,13 +260,18 @@ class SFTConfig:
     max_steps: int = 0
     """Optimizer steps; when above 0 it decides instead of --epochs."""
     batch_size: int = 8
-    """Rows an optimizer step."""
+    """Rows an optimizer step; packed rows, of --max-length tokens each, where packing is on."""
     micro_batch: int = 0
     """Rows at a time; 0 means the whole batch. batch-size / micro-batch is the gradient accumulation."""
     max_length: int = 0
     """Tokens a row may have; 0 takes what the model was made for, at most 2048."""
-    on_long: Literal["error", "drop"] = "error"
-    """A row longer than --max-length: stop with its line, or leave it out and count it."""
+    packing: bool = True
+    """Put short examples behind each other into rows of --max-length tokens; none of them sees another."""
+    on_long: Literal["error", "drop", "truncate-history"] = "error"
+    """A row longer than --max-length: stop with its line, leave it out, or leave out its oldest turns (an answer that
+    is too long by itself is then cut, and gets no end); both are counted."""
+    train_on: Literal["all", "last"] = "all"
+    """Train every answer of a conversation, or the last one; a row's own `train` and `weight` go before."""
 
     lr: float | None = None
     """Peak learning rate; by itself 2e-4 for lora and 2e-5 for full."""
@@ -279,8 +286,8 @@ class SFTConfig:
 
     eval_every: int = 0
     """Optimizer steps between validations; 0 validates before the first step and after the last."""
-    template: Literal["alpaca"] = "alpaca"
-    """How a row becomes text."""
+    template: str = ""
+    """How a conversation becomes text: a template by name; else the model's own, or alpaca where it brings none."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; auto takes a GPU when there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

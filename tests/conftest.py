@@ -1,6 +1,7 @@
 """What every test shares: no network, and the folder of real third-party files where there is one."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# What commands remember goes into a folder of this run of the tests, and away with it.
+_CACHE = tempfile.TemporaryDirectory(prefix="minitune-tests-")
+os.environ["MINITUNE_CACHE"] = _CACHE.name
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

@@ -34,7 +34,7 @@ def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def any_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A template that takes any turns: each by its role and a line of its own."""
 
-    def ids_of(messages: list[Message], template: Any, model: Any, tokenizer: Any) -> list[int]:
+    def ids_of(messages: list[Message], template: Any, tokenizer: Any) -> list[int]:
         ids = [tokenizer.bos_id]
         for message in messages:
             ids += tokenizer.encode(f"\n{message.role}: {message.content}", continues=True)

@@ -6,6 +6,7 @@ last test does it again.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,7 @@ from hypothesis import strategies as st
 
 from minitune.chat import ALPACA, Encoded, Message, render
 from minitune.data.batch import pad_rows
-from minitune.errors import DataError
-from minitune.mask_report import MaskReport, check_mask
+from minitune.mask_report import RULES, Checks, MaskReport
 from minitune.ops import IGNORE
 from minitune.tokenizer import Tokenizer, load_tokenizer
 
@@ -173,7 +173,10 @@ def encode(tokenizer: Tokenizer, turns: list[Message]) -> Encoded:
 
 
 def check(rows: list[Encoded], answers: list[str], tokenizer: Tokenizer) -> MaskReport:
-    return check_mask(rows, answers, [f"row {i}" for i in range(len(rows))], tokenizer, {STOP})
+    report = MaskReport()
+    for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        report.add(f"row {i}", [row], [[answer]], Checks.of(tokenizer, ALPACA, [STOP]))
+    return report
 
 
 # -- the golden rows
@@ -285,7 +288,7 @@ def test_the_mask_holds_for_any_text(tokenizer: Tokenizer, instruction: str, con
     """Guards B11: whatever a row says, its text never becomes a control token and never moves the mask."""
     turns = [Message("user", instruction, context), Message("assistant", answer)]
     assert_mask_holds(tokenizer, turns)
-    check([encode(tokenizer, turns)], [answer], tokenizer)
+    assert not check([encode(tokenizer, turns)], [answer], tokenizer).failures
 
 
 # -- the check that every run makes
@@ -295,12 +298,16 @@ def test_the_check_passes_and_counts(tokenizer: Tokenizer) -> None:
     """Guards the report: the numbers that the log and inspect.json show."""
     rows = list(GOLDEN.values())
     report = check([row.encoded for row in rows], [row.answer for row in rows], tokenizer)
+    tokens, trained = sum(len(row.ids) for row in rows), sum(len(row.ids) - row.start for row in rows)
     assert report == MaskReport(
         rows=6,
-        tokens=sum(len(row.ids) for row in rows),
-        trained_tokens=sum(len(row.ids) - row.start for row in rows),
+        examples=6,
+        tokens=tokens,
+        trained_tokens=trained,
         altered_answers=1,
         longest=161,
+        tokens_by_role=Counter(user=tokens - trained, assistant=trained),
+        trained_by_role=Counter(assistant=trained),
     )
 
 
@@ -349,12 +356,13 @@ def put(row: Golden, place: int, token: int, *, trained: bool = True) -> Encoded
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 @EACH
 def test_the_check_finds(tokenizer: Tokenizer, name: str, corruption: str) -> None:
-    """Guards the guard: each way of breaking a row stops the run, in one line that names the row."""
+    """Guards the guard: each way of breaking a row is found, in one line that names the row."""
     row, good = GOLDEN[name], GOLDEN["no_input"]
-    with pytest.raises(DataError) as caught:
-        check([good.encoded, CORRUPTIONS[corruption](row)], [good.answer, row.answer], tokenizer)
-    assert str(caught.value).startswith("row 1: the loss mask is wrong: ")
-    assert "\n" not in str(caught.value)
+    report = check([good.encoded, CORRUPTIONS[corruption](row)], [good.answer, row.answer], tokenizer)
+    assert report.failures.total() == 1
+    [(where, rule, found)] = report.problems
+    assert (where, rule in RULES) == ("row 1", True)
+    assert "\n" not in found
 
 
 # -- the golden rows once more, by the reference

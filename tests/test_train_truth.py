@@ -459,6 +459,7 @@ def test_a_run_that_breaks_keeps_its_batch_and_writes_no_model(material: Path, t
             warmup=0,
             batch_size=4,
             micro_batch=2,
+            packing=False,
             max_steps=5,
             device="cpu",
             dtype="float32",
@@ -473,7 +474,7 @@ def test_a_run_that_breaks_keeps_its_batch_and_writes_no_model(material: Path, t
     assert 2 <= kept["step"] <= 3
     assert len(kept["batches"]) == 2
     assert all(len(batch["ids"]) == len(batch["targets"]) == 2 for batch in kept["batches"])
-    encoded = {tuple(row.ids[:-1]) for row in run.data.train.encoded}
+    encoded = {tuple(row.ids[:-1]) for row in run.data.train}
     for batch in kept["batches"]:
         for ids in batch["ids"]:
             assert any(tuple(ids[: len(row)]) == row and not any(ids[len(row) :]) for row in encoded)

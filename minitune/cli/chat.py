@@ -50,10 +50,8 @@ class Chat(Sampling):
 def run(args: list[str]) -> int:
     """Read messages and commands until /quit or the end of the input."""
     options = parse(Chat, "chat", args)
-    from minitune.jobs.conversation import template_of
     from minitune.jobs.load import load
 
-    template_of(options.template)
     model, tokenizer = load(options.model, device=options.device, dtype=options.dtype, ops=options.ops)
     session = Session(options, model, tokenizer, sys.stderr if options.json else sys.stdout)
     parameters = sum(w.numel() for w in model.parameters())
@@ -71,11 +69,12 @@ class Session:
 
     def __init__(self, options: Chat, model: "LanguageModel", tokenizer: "Tokenizer", out: TextIO):
         from minitune.chat import Message
-        from minitune.jobs.conversation import template_of
+        from minitune.jobs.conversation import stop_on, template_of
         from minitune.sample.slots import Slots
 
         self.options, self.model, self.tokenizer, self.out = options, model, tokenizer, out
-        self.template = template_of(options.template)
+        self.template, _ = template_of(options.template, tokenizer, options.model)
+        stop_on(self.template, model, tokenizer)
         self.system = [Message("system", options.system)] if options.system else []
         self.turns: list[Message] = []  # user, assistant, user, ...
         self.answers = 0  # how many were drawn, each with a seed of its own
@@ -122,7 +121,7 @@ class Session:
         from minitune.jobs.conversation import conversation_ids
         from minitune.sample.texts import generate
 
-        ids = conversation_ids([*self.system, *turns], self.template, self.model, self.tokenizer)
+        ids = conversation_ids([*self.system, *turns], self.template, self.tokenizer)
         limit = self.model.config.max_positions
         if len(ids) >= limit:
             raise ConfigError(

@@ -74,15 +74,17 @@ class Generate(Sampling):
 def run(args: list[str]) -> int:
     """Stream the continuation as it is made; several are printed in order, each when it is whole."""
     options = parse(Generate, "generate", args)
-    from minitune.jobs.conversation import PromptRow, read_prompts, template_of
+    from minitune.jobs.conversation import PromptRow, read_prompts, stop_on, template_of
     from minitune.jobs.load import load
 
     rows = read_prompts(Path(options.prompts)) if options.prompts else [PromptRow("PROMPT", options.prompt or "")]
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise ConfigError(f"--out {options.out}: its folder does not exist")
-    template = template_of(options.template)
     people = sys.stderr if options.json else sys.stdout
     model, tokenizer = load(options.model, device=options.device, dtype=options.dtype, ops=options.ops)
+    template, _ = template_of(options.template, tokenizer, options.model)
+    if options.chat or any(row.messages for row in rows):
+        stop_on(template, model, tokenizer)
     if options.prompts:
         ids = [row.ids(model, tokenizer, template, chat=options.chat, system=options.system) for row in rows]
         return _many(options, model, tokenizer, rows, ids, people)

@@ -63,7 +63,7 @@ def _announce(console: Console, job: "Run") -> None:
     report = data.report
     left_out = [f"{n} {why}" for n, why in ((data.bad_rows, "bad"), (data.long_rows, "too long")) if n]
     console.print(
-        f"data      {len(data.train.rows):,} rows to train on, {len(data.val.rows):,} to validate"
+        f"data      {data.train_rows:,} rows to train on, {data.val_rows:,} to validate"
         + (f"; left out: {', '.join(left_out)}" if left_out else "")
     )
     console.print(

@@ -4,12 +4,26 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from minitune.chat import Encoded
 from minitune.ops import IGNORE, AttentionPlan, rows_plan
+
+
+class Example(Protocol):
+    """What a batch is made of: n ids, and for each whether it is trained and what its loss is multiplied by."""
+
+    @property
+    def ids(self) -> Sequence[int] | np.ndarray: ...
+
+    @property
+    def trained(self) -> Sequence[bool] | np.ndarray: ...
+
+    @property
+    def weights(self) -> Sequence[float] | np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +56,7 @@ class Batch:
         return int((self.targets != IGNORE).sum())
 
 
-def pad_rows(rows: Sequence[Encoded], device: torch.device | str = "cpu", *, left: bool = False) -> Batch:
+def pad_rows(rows: Sequence[Example], device: torch.device | str = "cpu", *, left: bool = False) -> Batch:
     """Put rows under each other, padded on the right (or ``left``) to the longest.
 
     Position t has id t as input and id t + 1 as target, if that is trained. Padding is masked by place, never by id,
@@ -69,18 +83,21 @@ def pad_rows(rows: Sequence[Encoded], device: torch.device | str = "cpu", *, lef
     )
 
 
-def pack_rows(rows: Sequence[Sequence[Encoded]], capacity: int, device: torch.device | str = "cpu") -> Batch:
+def pack_rows(rows: Sequence[Sequence[Example]], capacity: int, device: torch.device | str = "cpu") -> Batch:
     """Put packed rows of ``capacity`` inputs behind each other: ids and targets are (1, rows * capacity).
 
     Every document keeps its own positions and sees itself alone (``cu_seqlens``). A document of n ids has n - 1 inputs,
     so that its first id is never predicted from another document, and its last is no input to one. What a row has left
     is a document of padding.
     """
+    for row in rows:
+        if (inputs := sum(len(document.ids) - 1 for document in row)) > capacity:
+            raise ValueError(f"documents of {inputs} inputs do not fit into a row of {capacity}")
     filled = [[*row, capacity - sum(len(document.ids) - 1 for document in row)] for row in rows]
     return _concatenated(filled, capacity, device)
 
 
-def _concatenated(rows: Sequence[Sequence[Encoded | int]], capacity: int, device: torch.device | str) -> Batch:
+def _concatenated(rows: Sequence[Sequence[Example | int]], capacity: int, device: torch.device | str) -> Batch:
     """Rows of documents and of stretches of padding (their lengths), each ``capacity`` long, behind each other."""
     T = len(rows) * capacity
     ids = torch.zeros(1, T, dtype=torch.int64)
@@ -101,7 +118,6 @@ def _concatenated(rows: Sequence[Sequence[Encoded | int]], capacity: int, device
             positions[0, part] = torch.arange(n)
             lengths += [n] if n else []
             at += n
-    assert at == T, f"rows of {capacity} hold {at} of {T} places"
     cu = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     longest = max(lengths)
     plan = AttentionPlan(
@@ -116,11 +132,12 @@ def _concatenated(rows: Sequence[Sequence[Encoded | int]], capacity: int, device
     )
 
 
-def _shifted(row: Encoded) -> tuple[Tensor, Tensor, Tensor, bool]:
+def _shifted(row: Example) -> tuple[Tensor, Tensor, Tensor, bool]:
     """Inputs, targets and loss weights of one document, and whether a weight differs from 1."""
-    ids = torch.as_tensor(row.ids, dtype=torch.int64)
-    trained = torch.as_tensor(row.trained, dtype=torch.bool)[1:]
-    weights = torch.as_tensor(row.weights, dtype=torch.float32)[1:]
+    # Copies: what is mapped into memory cannot be written, and torch would warn of it.
+    ids = torch.from_numpy(np.array(row.ids, np.int64))
+    trained = torch.from_numpy(np.array(row.trained, np.bool_))[1:]
+    weights = torch.from_numpy(np.array(row.weights, np.float32))[1:]
     return ids[:-1], torch.where(trained, ids[1:], IGNORE), weights, bool((weights[trained] != 1).any())
 
 

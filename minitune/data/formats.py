@@ -6,7 +6,7 @@ file is, is told by ``readers``; what a row of it means, by ``layouts``, a row a
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -142,20 +142,31 @@ def read_rows(path: str | os.PathLike[str], *, columns: Columns | None = None, l
 def rows_or_error(rows: Rows, *, on_bad: Literal["error", "drop"]) -> list[Row]:
     """Return the good rows, after the bad ones have been refused (``"error"``) or left out (``"drop"``).
 
-    The caller tells the user how many were left out. Raises ``DataError`` that names the count, the first three bad
-    rows and what to do; also with ``"drop"`` where a file could not be read to its end, because dropping rows that
-    were seen is a choice and losing an unknown number of unseen ones is not.
+    The caller tells the user how many were left out. Raises ``DataError`` as ``refuse_bad`` does.
     """
-    unread = [row for row in rows.bad if row.unread]
+    refuse_bad(rows.bad, good=len(rows.good), on_bad=on_bad)
+    return rows.good
+
+
+def refuse_bad(bad: Sequence[BadRow], *, good: int, on_bad: Literal["error", "drop"]) -> None:
+    """Raise ``DataError`` that names the count of bad rows beside ``good`` ones, the first three and what to do.
+
+    Also with ``"drop"`` where a file could not be read to its end, because dropping rows that were seen is a choice and
+    losing an unknown number of unseen ones is not.
+    """
+    unread = [row for row in bad if row.unread]
     if unread:
         raise DataError(f"{unread[0].where}: {unread[0].reason}; mend the file")
-    if rows.bad and on_bad != "drop":
-        count, total = len(rows.bad), len(rows.bad) + len(rows.good)
-        named = "; ".join(f"{row.where}: {row.reason}" for row in rows.bad[:3])
-        more = f"; and {count - 3:,} more" if count > 3 else ""
-        verb = "is" if count == 1 else "are"
-        raise DataError(f"{count:,} of {total:,} rows {verb} bad: {named}{more}; fix them, or pass --on-bad drop")
-    return rows.good
+    if bad and on_bad != "drop":
+        raise DataError(bad_rows_message([(row.where, row.reason) for row in bad[:3]], len(bad), len(bad) + good))
+
+
+def bad_rows_message(first: Sequence[tuple[str, str]], count: int, total: int) -> str:
+    """Return what to say of ``count`` bad rows among ``total``, of which ``first`` are the first, with their reasons."""
+    named = "; ".join(f"{where}: {reason}" for where, reason in first[:3])
+    more = f"; and {count - 3:,} more" if count > 3 else ""
+    verb = "is" if count == 1 else "are"
+    return f"{count:,} of {total:,} rows {verb} bad: {named}{more}; fix them, or pass --on-bad drop"
 
 
 def _no_good_row(name: str, bad: list[BadRow], head: Head) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitune.chat import TEMPLATES, Message, Template, render
-from minitune.errors import ConfigError, DataError, nearest
-from minitune.jobs.dataset import stop_of
+from minitune.chat import AnyTemplate, Message, render, template_for, terminator
+from minitune.errors import ConfigError, DataError
+from minitune.files import read_json
 from minitune.models import LanguageModel
 from minitune.sample.texts import prompt_ids
 from minitune.tokenizer import Tokenizer
@@ -17,18 +17,38 @@ ROLES = ("system", "user", "assistant", "tool")
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
 
-def template_of(name: str) -> Template:
-    """The template of this name; ConfigError with the nearest one where there is none."""
-    if name not in TEMPLATES:
-        raise ConfigError(f"--template is {name!r}{nearest(name, TEMPLATES)}; there are: {', '.join(TEMPLATES)}")
-    return TEMPLATES[name]
+def template_of(name: str, tokenizer: Tokenizer, source: str = "") -> tuple[AnyTemplate, str]:
+    """The template to talk to a model by, and why: the named one, what a run was trained with, or the model's own.
+
+    ``source`` is the MODEL as the user named it: the folder of a run says which template it was trained with.
+    """
+    trained_with = _trained_with(source) if source and not name else ""
+    if trained_with:
+        template, _ = template_for(tokenizer, trained_with)
+        return template, "trained with"
+    return template_for(tokenizer, name or None)
 
 
-def conversation_ids(
-    messages: Sequence[Message], template: Template, model: LanguageModel, tokenizer: Tokenizer
-) -> list[int]:
+def _trained_with(source: str) -> str:
+    """The name of the template in a run's manifest; "" where there is none, and for a template that has no name."""
+    folder = Path(source).expanduser()
+    path = next((p for p in (folder / "manifest.json", folder.parent / "manifest.json") if p.is_file()), None)
+    named = read_json(path, ConfigError).get("template") if path is not None else None
+    name = named.get("name") if isinstance(named, dict) else None
+    return name if isinstance(name, str) and name != "own" else ""
+
+
+def conversation_ids(messages: Sequence[Message], template: AnyTemplate, tokenizer: Tokenizer) -> list[int]:
     """The ids of a conversation as training would put them before the next answer."""
-    return render(messages, template, tokenizer, stop_of(tokenizer, model.stop_ids)).ids
+    return render(messages, template, tokenizer, terminator(template, tokenizer)).ids
+
+
+def stop_on(template: AnyTemplate, model: LanguageModel, tokenizer: Tokenizer) -> int:
+    """Let generations of ``model`` end with the id that ends an answer of the template; that id."""
+    stop_id = terminator(template, tokenizer)
+    if stop_id not in model.stop_ids:
+        model.stop_ids = (*model.stop_ids, stop_id)
+    return stop_id
 
 
 @dataclass(frozen=True)
@@ -40,7 +60,7 @@ class PromptRow:
     messages: tuple[Message, ...] = ()
 
     def ids(
-        self, model: LanguageModel, tokenizer: Tokenizer, template: Template, *, chat: bool, system: str = ""
+        self, model: LanguageModel, tokenizer: Tokenizer, template: AnyTemplate, *, chat: bool, system: str = ""
     ) -> list[int]:
         """What the model reads: a text as it is, or as a user turn where ``chat`` says so; a conversation rendered.
 
@@ -51,9 +71,7 @@ class PromptRow:
         if messages and system and messages[0].role != "system":
             messages = (Message("system", system), *messages)
         try:
-            ids = (
-                conversation_ids(messages, template, model, tokenizer) if messages else prompt_ids(tokenizer, self.text)
-            )
+            ids = conversation_ids(messages, template, tokenizer) if messages else prompt_ids(tokenizer, self.text)
         except ConfigError as error:
             raise ConfigError(f"{self.where}: {error}") from None
         limit = model.config.max_positions

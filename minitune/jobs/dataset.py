@@ -1,47 +1,122 @@
-"""An instruction file -> encoded, checked rows for training and validation."""
+"""Instruction files -> checked, tokenised examples in a store, and which of them are trained on and which validated.
+
+    files -> rows (streamed) -> examples: ids and mask, checked (``encode``) -> a store, remembered by what made it
+
+A store is made once for its files, tokenizer, template and settings, and mapped into memory ever after; splitting it
+costs a hash a row.
+"""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minitune.chat import TEMPLATES, Encoded, Message, render
+import numpy as np
+
+from minitune.chat import AnyTemplate
 from minitune.config import SFTConfig
-from minitune.data.formats import Row, read_rows, rows_or_error
-from minitune.data.split import shared_rows, split_rows
+from minitune.data.formats import Row, bad_rows_message
+from minitune.data.sources import copies, parse_source
+from minitune.data.split import split_groups
+from minitune.data.store import Document, TokenStore
 from minitune.errors import ConfigError, DataError
-from minitune.mask_report import MaskReport, check_mask
+from minitune.jobs.encode import Recipe
+from minitune.jobs.prepared import Preparation, Prepared, Progress, rows_of
+from minitune.mask_report import RULES, MaskReport
 from minitune.tokenizer import Tokenizer
 
 LONGEST_DEFAULT = 2048
+SHOWN = 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Part:
-    """The rows of training or validation, as text and as ids with their mask."""
+    """The examples of training or validation: places in a store; ``part[i]`` is an example."""
 
-    rows: Sequence[Row]
-    encoded: Sequence[Encoded]
+    store: TokenStore
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> Document:
+        return self.store[int(self.places[i])]
+
+    def __iter__(self) -> Iterator[Document]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The numbers of the rows that the examples come from."""
+        return self.store.rows[self.places]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Inputs of each example: its ids but the last, which predicts nothing."""
+        return self.store.lengths[self.places] - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Both parts, and what happened on the way: nothing is left out without being counted."""
+    """Both parts, the rows shown before and after, and what a report says of all."""
 
     train: Part
     val: Part
-    report: MaskReport
-    bad_rows: int
-    long_rows: int
+    shown: Sequence[Row]
+    prepared: list[Prepared]
     leaked_rows: int
     max_length: int
+    weights: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def report(self) -> MaskReport:
+        """The mask report of all files."""
+        total = MaskReport()
+        for prepared in self.prepared:
+            total.merge(prepared.report)
+        return total
+
+    @property
+    def bad_rows(self) -> int:
+        return sum(prepared.bad_rows for prepared in self.prepared)
+
+    @property
+    def long_rows(self) -> int:
+        return sum(prepared.long_rows for prepared in self.prepared)
+
+    @property
+    def train_rows(self) -> int:
+        """Rows whose examples are trained on."""
+        return len(np.unique(self.train.rows))
+
+    @property
+    def val_rows(self) -> int:
+        """Rows whose examples are validated on."""
+        return len(np.unique(self.val.rows))
+
+    def epoch(self, epoch: int, seed: int) -> list[int]:
+        """Which training examples an epoch sees: each once, or as often as the weight of its file says."""
+        if all(weight == 1 for weight in self.weights.values()):
+            return list(range(len(self.train)))
+        numbers = self.train.rows
+        distinct = np.unique(numbers)
+        files = [self.prepared[0].file_of(int(number)) for number in distinct]
+        examples: dict[int, list[int]] = {}
+        for place, number in enumerate(numbers.tolist()):
+            examples.setdefault(number, []).append(place)
+        chosen = copies(files, self.weights, seed=seed, epoch=epoch)
+        return [place for at in chosen for place in examples[int(distinct[at])]]
 
     def summary(self) -> dict[str, Any]:
         """What ``inspect.json`` holds."""
-        return asdict(self.report) | {
-            "train_rows": len(self.train.rows),
-            "val_rows": len(self.val.rows),
+        return self.report.as_json() | {
+            "rules": RULES,
+            "train_examples": len(self.train),
+            "val_examples": len(self.val),
+            "train_rows": self.train_rows,
+            "val_rows": self.val_rows,
             "dropped_bad_rows": self.bad_rows,
             "dropped_long_rows": self.long_rows,
             "val_rows_also_in_train": self.leaked_rows,
@@ -49,101 +124,110 @@ class Dataset:
         }
 
 
-def messages_of(row: Row) -> Sequence[Message]:
-    """The turns of a row; DataError for what this version does not train: a part of it would be lost."""
-    what = ""
-    if row.layout in ("completion", "text"):
-        what = f"is in the {row.layout!r} layout, which no template stands around"
-    elif row.weight != 1 or any(turn.train is not None or turn.weight != 1 for turn in row.messages):
-        what = "has a 'train' or 'weight' of its own"
-    elif [turn.role for turn in row.messages] != ["user", "assistant"]:
-        what = f"has the turns {', '.join(turn.role for turn in row.messages)}"
-    if what:
-        raise DataError(f"{row.where}: {what}; sft of this version trains one question and its answer")
-    return row.messages
+def data_specs(text: str) -> list[str]:
+    """The files of ``--data``: one name, or several with spaces between them, each perhaps with its ``=weight``."""
+    if Path(text).is_file() or Path(text.rpartition("=")[0] or text).is_file():
+        return [text]
+    return shlex.split(text) or [text]
 
 
-def prepare(config: SFTConfig, tokenizer: Tokenizer, stop_ids: Sequence[int], positions: int) -> Dataset:
-    """Read, split, encode and check the rows that ``config`` names.
-
-    ``positions`` is what the model was made for. Raises DataError or ConfigError with one line.
-    """
+def recipe_of(
+    config: SFTConfig, template: AnyTemplate, stop_ids: Sequence[int], positions: int, *, named: bool
+) -> Recipe:
+    """The recipe that the settings ask for; ``positions`` is what the model was made for."""
     max_length = config.max_length or min(positions, LONGEST_DEFAULT)
     if max_length > positions:
         raise ConfigError(f"--max-length {max_length} is more than the {positions} positions of this model")
-    template, stop_id = TEMPLATES[config.template], stop_of(tokenizer, stop_ids)
-    found = read_rows(config.data, limit=config.rows or None)
-    bad = len(found.bad)
-    rows = rows_or_error(found, on_bad=config.on_bad)
-    val = _validation(config.val)
-    leaked = 0
-    if isinstance(val, Path):
-        found = read_rows(config.val)
-        bad += len(found.bad)
-        train_rows, val_rows = rows, rows_or_error(found, on_bad=config.on_bad)
-        leaked = len(shared_rows(train_rows, val_rows))
-    elif val:
-        try:
-            train_rows, val_rows = split_rows(rows, val=val, seed=config.seed)
-        except DataError as error:
-            raise DataError(f"{config.data}: {error}; or pass --val 0 for no validation") from None
-    else:
-        train_rows, val_rows = rows, []
-
-    def render_row(row: Row) -> Encoded:
-        return render(messages_of(row), template, tokenizer, stop_id)
-
-    train, train_long = _encode(train_rows, render_row, max_length, config.on_long, positions)
-    held, val_long = _encode(val_rows, render_row, max_length, config.on_long, positions)
-    if not train.rows:
-        raise DataError(f"{config.data}: no row is left to train on (all are longer than {max_length} tokens)")
-    everything = [*train.rows, *held.rows]
-    report = check_mask(
-        [*train.encoded, *held.encoded],
-        [row.answer for row in everything],
-        [row.where for row in everything],
-        tokenizer,
-        set(stop_ids),
-    )
-    return Dataset(
-        train=train,
-        val=held,
-        report=report,
-        bad_rows=bad,
-        long_rows=train_long + val_long,
-        leaked_rows=leaked,
+    return Recipe(
+        template=template,
+        template_named=named,
+        stop_ids=tuple(stop_ids),
+        train_on=config.train_on,
         max_length=max_length,
+        on_long=config.on_long,
     )
 
 
-def stop_of(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> int:
-    """The id that ends a trained answer: the tokenizer's end of text if the generator stops on it, else the first."""
-    if tokenizer.eos_id in stop_ids and tokenizer.eos_id is not None:
-        return tokenizer.eos_id
-    if not stop_ids:
-        raise ConfigError("this model names no id that ends a text (eos_token_id), so an answer could never end")
-    return stop_ids[0]
+def prepare(
+    config: SFTConfig,
+    tokenizer: Tokenizer,
+    folder: Path,
+    recipe: Recipe,
+    positions: int,
+    progress: Progress | None = None,
+) -> Dataset:
+    """The examples of the files that ``config`` names, split into training and validation.
+
+    ``folder`` is where the tokenizer can be loaded from again; ``positions`` what the model was made for. Raises
+    DataError or ConfigError with one line, also where the mask of any row is wrong.
+    """
+    sources = [parse_source(spec) for spec in data_specs(config.data)]
+    make = Preparation(config, tokenizer, folder, recipe, progress)
+    main = make.run([source.name for source in sources], limit=config.rows)
+    val = _validation(config.val)
+    refuse(main, config, recipe, positions)
+    everything = np.arange(len(main.store))
+    parts, leaked, prepared = Part(main.store, everything), 0, [main]
+    held = Part(main.store, everything[:0])
+    if isinstance(val, Path):
+        other = make.run([config.val], limit=0)
+        refuse(other, config, recipe, positions)
+        prepared.append(other)
+        held = Part(other.store, np.arange(len(other.store)))
+        trained = set(main.questions)
+        leaked = sum(question in trained for question in other.questions)
+    elif val:
+        parts, held = split(main, val, config)
+    shown_of, part = (prepared[-1], held) if len(held) else (main, parts)
+    return Dataset(
+        train=parts,
+        val=held,
+        shown=rows_of(shown_of, list(dict.fromkeys(part.rows.tolist()))[:SHOWN], config.columns),
+        prepared=prepared,
+        leaked_rows=leaked,
+        max_length=recipe.max_length,
+        weights={source.name: source.weight for source in sources},
+    )
 
 
-def _encode(
-    rows: Sequence[Row], render_row: Callable[[Row], Encoded], max_length: int, on_long: str, positions: int
-) -> tuple[Part, int]:
-    """Encode rows; those longer than ``max_length`` stop the run, or are left out and counted."""
-    kept, encoded, long = [], [], []
-    for row in rows:
-        item = render_row(row)
-        if len(item.ids) <= max_length:
-            kept.append(row)
-            encoded.append(item)
-        else:
-            long.append((row, len(item.ids)))
-    if long and on_long == "error":
-        row, tokens = long[0]
+def split(main: Prepared, val: float | int, config: SFTConfig) -> tuple[Part, Part]:
+    """Training and validation, rows with the same question in one of them."""
+    total = len(main.numbers)
+    wanted = int(val) if val >= 1 else math.floor(val * total + 0.5)
+    if not 0 < wanted < total:
+        what = "no row to validate on; ask for more" if wanted < 1 else "no row to train on; ask for fewer"
+        held = f"--val {config.val} of {total:,} rows leaves {what}"
+        raise DataError(f"{config.data}: {held}, or pass --val 0 for no validation")
+    try:
+        parts = split_groups(main.questions, [wanted], seed=config.seed)
+    except DataError as error:
+        raise DataError(f"{config.data}: {error}; or pass --val 0 for no validation") from None
+    inside = np.isin(main.store.rows, main.numbers[np.array(parts) == 0])
+    return Part(main.store, np.flatnonzero(~inside)), Part(main.store, np.flatnonzero(inside))
+
+
+def refuse(prepared: Prepared, config: SFTConfig, recipe: Recipe, positions: int) -> None:
+    """Raise DataError for bad rows and for too long ones, where that is an error, and for a mask that is wrong."""
+    if prepared.bad_rows and config.on_bad == "error":
+        rows = prepared.report.rows + prepared.long_rows
+        raise DataError(bad_rows_message(prepared.bad, prepared.bad_rows, rows + prepared.bad_rows))
+    if prepared.long_rows and recipe.on_long == "error":
+        where, tokens = prepared.long[0]
+        total = prepared.report.rows + prepared.long_rows
         raise DataError(
-            f"{row.where}: {tokens} tokens, over --max-length {max_length}, like {len(long)} of {len(rows)} rows; "
-            f"pass --on-long drop to leave them out (the model has {positions} positions)"
+            f"{where}: {tokens} tokens, over --max-length {recipe.max_length}, like {prepared.long_rows} of {total} "
+            f"rows; pass --on-long drop to leave them out, or truncate-history to shorten them (the model has "
+            f"{positions} positions)"
         )
-    return Part(rows=kept, encoded=encoded), len(long)
+    if not len(prepared.store):
+        files, limit = ", ".join(prepared.files), recipe.max_length
+        raise DataError(f"{files}: no row is left to train on (all are longer than {limit} tokens)")
+    if prepared.report.failures:
+        where, _, found = prepared.report.problems[0]
+        count = sum(prepared.report.failures.values())
+        raise DataError(
+            f"{where}: the loss mask is wrong ({count} of {prepared.report.rows} rows): {found}; see minitune inspect"
+        )
 
 
 def _validation(value: str) -> float | int | Path:

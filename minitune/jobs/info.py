@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from minitune.adapters import LoRAConfig, add_lora, load_adapter
+from minitune.chat import template_for
 from minitune.checkpoint import Checkpoint, load_checkpoint
-from minitune.errors import TokenizerError
+from minitune.errors import ConfigError, TokenizerError
 from minitune.jobs.load import inference_bytes, resolve, tokenizer_of
 
 # Weight, gradient and two moments, four bytes each.
@@ -39,7 +40,7 @@ def describe(name: str) -> Facts:
     source = resolve(name)
     checkpoint = load_checkpoint(source.base)
     model, proof = checkpoint.model, checkpoint.certificate
-    kind, ids, bos = _tokenizer(checkpoint)
+    kind, ids, bos, template = _tokenizer(checkpoint)
     config = model.config
     parameters = sum(w.numel() for w in model.parameters())
     run_bytes = inference_bytes(model, torch.float32)
@@ -70,7 +71,7 @@ def describe(name: str) -> Facts:
         vocab_size=ids,
         bos_id=bos,
         stop_ids=model.stop_ids,
-        template="alpaca (this version's only one)",
+        template=template,
         tensors={"used": len(proof.used), "recomputed": len(proof.recomputed)},
         shared=dict(proof.shared),
         adapter=f"{source.adapter} ({adapted})" if source.adapter else None,
@@ -82,10 +83,15 @@ def describe(name: str) -> Facts:
     )
 
 
-def _tokenizer(checkpoint: Checkpoint) -> tuple[str, int | None, int | None]:
-    """Kind, number of ids and start id; the reason in place of the kind where the folder's tokenizer cannot be read."""
+def _tokenizer(checkpoint: Checkpoint) -> tuple[str, int | None, int | None, str]:
+    """Kind, number of ids, start id and chat template; the reason in place of the kind where it cannot be read."""
     try:
         tokenizer = tokenizer_of(checkpoint)
     except TokenizerError as error:
-        return f"none that can be used ({error})", None, None
-    return type(tokenizer).__name__, tokenizer.vocab_size, tokenizer.bos_id
+        return f"none that can be used ({error})", None, None, "none without a tokenizer"
+    try:
+        template, why = template_for(tokenizer)
+        described = f"{template.name} ({why})"
+    except ConfigError as error:
+        described = f"none that can be used ({error})"
+    return type(tokenizer).__name__, tokenizer.vocab_size, tokenizer.bos_id, described

@@ -1,7 +1,6 @@
 """The main job: a model folder and an instruction file in, a run folder with a tuned model out."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -19,23 +18,28 @@ import torch
 
 import minitune
 from minitune.adapters import LoRAConfig, add_lora, save_adapter
-from minitune.chat import TEMPLATES, render
+from minitune.chat import render, template_for
 from minitune.checkpoint import load_checkpoint, save_checkpoint
 from minitune.config import SFTConfig, to_toml
-from minitune.data.batch import Batch, pad_rows, step_rows
+from minitune.data.batch import Batch, pack_rows, pad_rows
 from minitune.data.formats import Row
+from minitune.data.sources import parse_source
 from minitune.device import peak_memory_bytes, pick_device, pick_dtype, pick_ops
 from minitune.errors import ConfigError, TrainingError
-from minitune.files import read_json, sha256, write_json, write_text
-from minitune.jobs.dataset import Dataset, prepare, stop_of
+from minitune.files import code_fingerprint, read_json, sha256, write_json, write_text
+from minitune.jobs.conversation import stop_on
+from minitune.jobs.dataset import Dataset, data_specs, prepare, recipe_of
+from minitune.jobs.encode import Encoder
+from minitune.jobs.feed import Feed
 from minitune.jobs.load import Source, resolve, tokenizer_of
+from minitune.jobs.prepared import Progress
 from minitune.optim import AdamW, learning_rate, warmup_steps
 from minitune.plot import draw_loss
 from minitune.sample import generate
 from minitune.storage import weight_files
 from minitune.train import NonFinite, StepReport, Validation, evaluate, train
 
-SAMPLES, SAMPLE_TOKENS = 2, 64
+SAMPLE_TOKENS = 64
 _RATES = {"lora": 2e-4, "full": 2e-5}
 
 
@@ -70,12 +74,13 @@ class Run:
     Raises MinituneError, in one line, before anything is trained where the settings, the model or the data are wrong.
     """
 
-    def __init__(self, config: SFTConfig):
+    def __init__(self, config: SFTConfig, progress: Progress | None = None):
         started = time.perf_counter()
         self.config = config
         self.out = Path(config.out).expanduser().resolve()
         source = resolve(config.model)
-        self.files = [Path(config.data), *([Path(config.val)] if Path(config.val).is_file() else [])]
+        named = [parse_source(spec).name for spec in data_specs(config.data)]
+        self.files = [Path(name) for name in (*named, config.val) if Path(name).is_file()]
         _check_out(self.out, config.force, [source.base, *self.files])
         if source.adapter is not None:
             raise ConfigError(f"{config.model} is an adapter; tuning one further is not built yet, name its base model")
@@ -89,8 +94,15 @@ class Run:
         self.checkpoint = load_checkpoint(source.base, device=self.device, dtype=kept, compute_dtype=compute, ops=ops)
         self.model = self.checkpoint.model
         self.tokenizer = tokenizer_of(self.checkpoint)
-        self.stop_id = stop_of(self.tokenizer, self.model.stop_ids)
-        self.data: Dataset = prepare(config, self.tokenizer, self.model.stop_ids, self.model.config.max_positions)
+        self.template, why_template = template_for(self.tokenizer, config.template or None)
+        self.choices["template"] = (self.template.name, why_template)
+        known = self.model.stop_ids
+        self.stop_id = stop_on(self.template, self.model, self.tokenizer)
+        positions = self.model.config.max_positions
+        recipe = recipe_of(config, self.template, self.model.stop_ids, positions, named=bool(config.template))
+        self.data: Dataset = prepare(config, self.tokenizer, source.base, recipe, positions, progress)
+        self.encoder = Encoder(self.tokenizer, recipe)
+        self.feed = Feed(config, self.data)
         self.lora = LoRAConfig(
             rank=config.rank, alpha=config.alpha, dropout=config.dropout, targets=tuple(config.targets.split(","))
         )
@@ -100,11 +112,15 @@ class Run:
         trainable = {name: w for name, w in self.model.named_parameters() if w.requires_grad}
         self.trainable_parameters = sum(w.numel() for w in trainable.values())
         self.optimizer = AdamW(trainable, weight_decay=config.weight_decay)
-        steps_per_epoch = math.ceil(len(self.data.train.rows) / config.batch_size)
-        self.steps = config.max_steps or math.ceil(config.epochs * steps_per_epoch)
+        self.steps = config.max_steps or self.feed.steps_of(config.epochs)
         self.warmup = warmup_steps(config.warmup, self.steps)
         self.peak_lr = config.lr if config.lr is not None else _RATES[config.method]
         self.warnings: list[str] = []
+        if self.stop_id not in known:
+            self.warnings.append(
+                f"answers end with {self.tokenizer.token(self.stop_id)!r} (id {self.stop_id}), which this model's "
+                "folder does not list among the ids to stop on; generations of this run stop on it too"
+            )
         self.result: Result | None = None
         self._before: tuple[float | None, list[Sample]] | None = None
         self._reports: Iterator[StepReport] | None = None
@@ -122,7 +138,7 @@ class Run:
                     f"(ln V = {math.log(self.model.config.vocab_size):.2f}); is this model trained at all?"
                 )
             samples = [
-                Sample(prompt=_prompt(row), expected=row.answer, before=self._answer(row)) for row in self._shown()
+                Sample(prompt=_prompt(row), expected=row.answer, before=self._answer(row)) for row in self.data.shown
             ]
             self._before = loss, samples
             first = {"step": 0} if validation is None else {"step": 0, **_validation_line(validation)}
@@ -167,7 +183,7 @@ class Run:
             raise self._keep(error) from None
         after = tuple(
             dataclasses.replace(sample, after=self._answer(row))
-            for sample, row in zip(samples, self._shown(), strict=True)
+            for sample, row in zip(samples, self.data.shown, strict=True)
         )
         self._write_model()
         self.result = Result(
@@ -184,33 +200,37 @@ class Run:
 
     def _batches(self) -> Iterator[Sequence[Batch]]:
         """The micro-batches of each optimizer step."""
-        rows, config = self.data.train.encoded, self.config
+        examples, config = self.data.train, self.config
         micro = config.micro_batch or config.batch_size
-        for chosen in islice(step_rows(len(rows), batch_size=config.batch_size, seed=config.seed), self.steps):
-            parts = [chosen[i : i + micro] for i in range(0, len(chosen), micro)]
-            yield [pad_rows([rows[i] for i in part], self.device) for part in parts]
+        for rows in islice(self.feed.steps(), self.steps):
+            parts = [rows[i : i + micro] for i in range(0, len(rows), micro)]
+            documents = [[[examples[i] for i in row] for row in part] for part in parts]
+            if config.packing:
+                yield [pack_rows(part, self.data.max_length, self.device) for part in documents]
+            else:
+                yield [pad_rows([row[0] for row in part], self.device) for part in documents]
 
     def _validate_when_due(self, done: int) -> Validation | None:
         every = self.config.eval_every
         return self._validate(done) if done == self.steps or (every and done % every == 0) else None
 
     def _validate(self, done: int) -> Validation | None:
-        rows = self.data.val.encoded
-        if not rows:
+        rows = self.data.val
+        if not len(rows):
             return None
         size = self.config.micro_batch or self.config.batch_size
         # Rows of a length together: less padding, the same sum.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+        order = rows.lengths.argsort(kind="stable").tolist()
         parts = [[rows[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
         return evaluate(self.model, (pad_rows(part, self.device) for part in parts))
 
-    def _shown(self) -> Sequence[Row]:
-        """The rows that are answered before and after: not trained on, where there are such."""
-        return (self.data.val if self.data.val.rows else self.data.train).rows[:SAMPLES]
-
     def _answer(self, row: Row) -> str:
-        template = TEMPLATES[self.config.template]
-        prompt = render(row.prompt, template, self.tokenizer, self.stop_id).ids
+        template = self.encoder.recipe.template_of(row)
+        stop_id, _ = self.encoder.stop_and_checks(template)
+        if not row.prompt:
+            prompt = [token for token in (self.tokenizer.bos_id,) if token is not None]
+        else:
+            prompt = render(row.prompt, template, self.tokenizer, stop_id).ids
         room = self.model.config.max_positions - len(prompt)
         if room < 1:
             return ""
@@ -230,8 +250,8 @@ class Run:
             "data": {str(file): sha256(file) for file in self.files},
             "weights": {file.name: sha256(file) for file in weight_files(source.base)[0]},
             "tokenizer": self.tokenizer.fingerprint,
-            "template": {"name": self.config.template, "sha256": TEMPLATES[self.config.template].fingerprint},
-            "code": _code_fingerprint(),
+            "template": {"name": self.template.name, "sha256": self.template.fingerprint},
+            "code": code_fingerprint(),
             "choices": {name: {"value": value, "why": why} for name, (value, why) in self.choices.items()},
             "threads": torch.get_num_threads(),
             "seed": self.config.seed,
@@ -269,9 +289,9 @@ class Run:
         return TrainingError(f"{error}; its batch is in {path}; try a lower --lr")
 
 
-def sft(config: SFTConfig) -> Run:
+def sft(config: SFTConfig, progress: Progress | None = None) -> Run:
     """Make a run of masked supervised fine-tuning ready; iterate over it for step reports, or call ``finish()``."""
-    return Run(config)
+    return Run(config, progress)
 
 
 _WRITTEN = (
@@ -328,12 +348,3 @@ def _validation_line(validation: Validation) -> dict[str, float]:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _code_fingerprint() -> str:
-    """SHA-256 over the package's own sources, so that a run names the code that made it."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for file in sorted(root.rglob("*.py")):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
