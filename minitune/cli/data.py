@@ -53,7 +53,9 @@ def run(args: list[str]) -> int:
         print("minitune data COMMAND --help explains every flag.")
         return 0
     if args[0] not in _COMMANDS:
-        raise ConfigError(f"there is no command 'data {args[0]}'{nearest(args[0], _COMMANDS)}; see minitune data --help")
+        raise ConfigError(
+            f"there is no command 'data {args[0]}'{nearest(args[0], _COMMANDS)}; see minitune data --help"
+        )
     return _COMMANDS[args[0]][1](args[1:])
 
 

@@ -35,7 +35,7 @@ _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+|[-+*/=<>%^&|~$#@]")  # 2
 _PIECE = 1 << 16  # n-grams that are hashed at a time: what fits into a cache
 _CHUNK = 1 << 20  # tokens that are made n-grams at a time
 _PAIRS = 1 << 15  # pairs that are compared at a time
-_CROWD = 128  # in a bucket with more rows than twice this, a row is compared with its so many nearest in order
+_CROWD = 32  # in a bucket with more rows than twice this, a row is compared with its so many nearest in order
 
 
 class Near(NamedTuple):
@@ -65,8 +65,10 @@ class Grams:
         one, other = self.of(first), self.of(second)
         if not len(one) or not len(other):
             return 0.0
-        common = len(one) + len(other) - len(np.union1d(one, other))
-        return common / (len(one) + len(other) - common)
+        both = np.concatenate([one, other])
+        both.sort()
+        common = np.count_nonzero(both[1:] == both[:-1])
+        return int(common) / (len(one) + len(other) - common)
 
 
 def tokens(text: str) -> list[str]:
@@ -178,7 +180,7 @@ def near_pairs(found: Grams, threshold: float) -> list[Near]:
     """Return the pairs of texts with a Jaccard similarity of at least ``threshold``, 0 < threshold <= 1, in order.
 
     Every pair is counted exactly before it is returned; one that lies on the threshold is missed with a probability of
-    about 0.005, a nearer one with less. Where more than some hundreds of texts share a band, each is compared with its
+    about 0.005, a nearer one with less. Where more than 64 texts share a band, each is compared with its 32
     neighbours in the order of the signatures only.
     """
     import numpy as np
@@ -186,14 +188,16 @@ def near_pairs(found: Grams, threshold: float) -> list[Near]:
     signature = signatures(found)
     full = np.flatnonzero(np.diff(found.starts))
     margin = 4 * math.sqrt(threshold * (1 - threshold) / HASHES)
-    codes = np.empty(0, np.int64)
+    codes, fresh = np.empty(0, np.int64), []
     for first, second in _candidates(signature, full, threshold):
         agree = (signature[first] == signature[second]).mean(axis=1)
         keep = agree >= threshold - margin
         low, high = np.minimum(first, second)[keep], np.maximum(first, second)[keep]
-        codes = np.union1d(codes, low * len(signature) + high)
+        fresh.append(low * len(signature) + high)
+        if sum(map(len, fresh)) > max(len(codes), _CHUNK):  # each pair is sorted a few times, not once a piece
+            codes, fresh = np.unique(np.concatenate([codes, *fresh])), []
     near = []
-    for code in codes.tolist():
+    for code in np.unique(np.concatenate([codes, *fresh])).tolist():
         one, other = divmod(code, len(signature))
         jaccard = found.jaccard(one, other)
         if jaccard >= threshold:

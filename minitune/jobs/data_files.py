@@ -29,7 +29,11 @@ class Place(NamedTuple):
     @property
     def where(self) -> str:
         """The place in words, line and row counted from 1."""
-        return f"{self.file} line {self.line} (row {self.index + 1})" if self.line else f"{self.file} (row {self.index + 1})"
+        return (
+            f"{self.file} line {self.line} (row {self.index + 1})"
+            if self.line
+            else f"{self.file} (row {self.index + 1})"
+        )
 
 
 class Files:
