@@ -28,10 +28,11 @@ Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="
 class Split(SplitConfig):
     """Split instruction files into train, validation and test parts that share no question.
 
-    Rows with the same instruction and input (case and spaces aside) are always in one part; questions that are nearly
-    the same are looked for across the parts. Rows are written as they stand, one JSON object a line.
+    Rows with the same instruction and input (case and spaces aside) are always in one part, and so are questions that
+    are nearly the same; --near report lets those stand where they fall and lists them. Rows are written as they stand,
+    in the order of the files, one JSON object a line.
 
-    minitune data split alpaca.json --out data/alpaca --val 0.02 --test 500 --near together
+    minitune data split alpaca.json --out data/alpaca --val 0.02 --test 500
     """
 
     files: Files
@@ -85,7 +86,7 @@ def _split_summary(console: Console, report: SplitReport) -> None:
         )
     console.print(f"{report.rows:,} rows ask {report.groups:,} different questions; none stands in two parts")
     if report.kept_together:
-        console.print(f"{report.kept_together:,} questions joined another that is nearly the same")
+        console.print(f"{report.kept_together:,} questions joined the part of another that is nearly the same")
     if report.leaks:
         console.print(
             f"warning: {len(report.leaks):,} pairs of questions across the parts are nearly the same (Jaccard of "

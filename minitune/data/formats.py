@@ -162,7 +162,7 @@ def refuse_bad(bad: Sequence[BadRow], *, good: int, on_bad: Literal["error", "dr
 
 
 def bad_rows_message(first: Sequence[tuple[str, str]], count: int, total: int) -> str:
-    """Return what to say of ``count`` bad rows among ``total``, of which ``first`` are the first, with their reasons."""
+    """Return what to say of ``count`` bad rows among ``total``; ``first`` are the first, with their reasons."""
     named = "; ".join(f"{where}: {reason}" for where, reason in first[:3])
     more = f"; and {count - 3:,} more" if count > 3 else ""
     verb = "is" if count == 1 else "are"

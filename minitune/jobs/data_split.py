@@ -33,8 +33,8 @@ class SplitConfig:
     """Rows to validate on: a fraction below 1 (0.05), a count (200), or 0 for no such part."""
     test: float = 0.0
     """Rows to test on: a fraction below 1, a count, or 0 for no such part."""
-    near: Literal["report", "together", "refuse"] = "report"
-    """Questions that are nearly the same across parts: list them, keep them in one part, or stop and write nothing."""
+    near: Literal["together", "report", "refuse"] = "together"
+    """Questions that are nearly the same: keep them in one part, let them stand and list them, or write nothing."""
     threshold: float = 0.8
     """Jaccard similarity of their words, in pairs of two, from which questions are nearly the same; 1 is equal."""
     columns: str = ""
