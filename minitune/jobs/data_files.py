@@ -52,7 +52,7 @@ class Files:
         self._progress = progress or (lambda stage, done, total: None)
 
     def read(self, stage: str = "reading") -> Iterator[Entry]:
-        """Yield every object of every file, good or bad, in order; ``DataError`` where a file changed since the first time."""
+        """Yield every object of every file, good or bad, in order; ``DataError`` where a file changed in between."""
         done, total = 0, self.count
         for name in self.names:
             _, found = entries(name, self.columns or None)

@@ -1,4 +1,4 @@
-"""``minitune data split``: every row kept as it stands, no question in two parts, near duplicates named or kept together."""
+"""``minitune data split``: every row kept as it stands, no question in two parts, near duplicates kept together."""
 
 import json
 import re
