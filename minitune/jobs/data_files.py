@@ -1,6 +1,7 @@
 """What checking, cleaning and splitting share: files read twice, folders written whole, places in words."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ class Files:
         self.count = 0
         self._progress = progress or (lambda stage, done, total: None)
 
-    def read(self, stage: str = "reading") -> Iterator[Entry]:
+    def read(self, stage: str = "reading", limit: int | None = None) -> Iterator[Entry]:
         """Yield every object of every file, good or bad, in order; ``DataError`` where a file changed in between."""
         done, total = 0, self.count
         for name in self.names:
@@ -59,7 +60,7 @@ class Files:
             digest = sha256(Path(name))
             if self.hashes.setdefault(name, digest) != digest:
                 raise DataError(f"{name} was changed while it was read; run the command again")
-            for entry in found:
+            for entry in itertools.islice(found, limit):
                 done += 1
                 yield entry
                 if done % 1000 == 0:
@@ -69,7 +70,7 @@ class Files:
         check_used(self.columns, self.names)
 
 
-def place_of(entry: Entry, name: str | None = None) -> Place:
+def place_of(entry: Entry) -> Place:
     """Return where an object stands."""
     if entry.bad is not None:
         return Place(entry.bad.file, entry.bad.line, entry.bad.index)
