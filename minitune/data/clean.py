@@ -7,9 +7,10 @@ each is tuned to be right where it speaks, at the price of being silent where it
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from minitune.data.formats import BadRow, Row
-from minitune.data.language import language_of, same_language
+from minitune.data.language import differ, language_of
 from minitune.data.minhash import tokens
 from minitune.data.normal import folded
 from minitune.errors import ConfigError, nearest
@@ -95,13 +96,17 @@ _TRANSLATES = re.compile(
 
 
 def _language(answer: Answer, limits: Limits) -> str:
-    found = language_of(answer.text, sure=True)
+    if limits.language:
+        found = language_of(answer.text, sure=True)
+        wrong = bool(found) and found != limits.language
+    else:
+        wrong = differ(answer.text, answer.instruction)
+        if wrong and answer.context:
+            wrong = differ(answer.text, answer.context)
+    if not wrong or _TRANSLATES.search(answer.question) or _CODE.search(answer.text):
+        return ""
     asked = limits.language or language_of(answer.instruction)
-    if same_language(found, asked) or _TRANSLATES.search(answer.question) or _CODE.search(answer.text):
-        return ""
-    if not limits.language and answer.context and same_language(found, language_of(answer.context)):
-        return ""
-    return f"the answer is in {found}, {'wanted' if limits.language else 'the question in'} {asked}"
+    return f"the answer is in {language_of(answer.text)}, {'wanted' if limits.language else 'the question in'} {asked}"
 
 
 _TAG = re.compile(
@@ -190,7 +195,8 @@ def _refusal(answer: Answer, limits: Limits) -> str:
 
 
 def _repetition(answer: Answer, limits: Limits) -> str:
-    units = [unit for unit in tokens(answer.text.lower()) if unit.isalpha()]  # tables repeat their lines and numbers
+    # Neither the lines of a table nor T T F F of a truth table are a loop.
+    units = [u for u in tokens(answer.text.lower()) if u.isalnum() and (len(u) > 1 or not u.isascii() or u.isdigit())]
     if len(units) < 12:
         return ""
     triples = len(units) - 2
@@ -201,7 +207,7 @@ def _repetition(answer: Answer, limits: Limits) -> str:
     if run >= max(5 * period, 12):
         what = " ".join(units[end - period : end])
         return f"{what[:60]!r} stands {run // period} times in a row"
-    if triples >= 40 and lost > 0.5 * triples:
+    if triples >= 60 and lost > 0.7 * triples:
         return f"{lost / triples:.0%} of its runs of three words stood before"
     return ""
 
@@ -254,7 +260,7 @@ RULES: dict[str, Rule] = {
     "language": Rule("answered in another language than asked in (or than --language)", False, _language),
     "mojibake": Rule("text that was decoded wrongly: 'cafÃ©', U+FFFD", True, _mojibake),
     "html": Rule("left-over HTML tags or entities where nothing asks for any", False, _html),
-    "refusal": Rule("an answer that refuses: 'As an AI language model', 'I'm sorry, but I cannot'", True, _refusal),
+    "refusal": Rule("an answer that refuses, or that speaks of itself: 'I'm sorry, but I cannot', 'As an AI language model'", True, _refusal),
     "repetition": Rule("an answer that runs in a loop", True, _repetition),
     "echo": Rule("an answer that is the question again", False, _echo),
 }
@@ -280,21 +286,28 @@ def chosen_rules(said: str, *, cleaning: bool) -> list[str]:
     return [name for name in RULES if name in chosen]
 
 
-def row_faults(row: Row, rules: Sequence[str], limits: Limits) -> dict[str, str]:
-    """Return what is wrong with a row by itself, in words, by the rules that say so: the first answer of each."""
-    faults: dict[str, str] = {}
+class Fault(NamedTuple):
+    """What is wrong with a row in words, and the answer that it is about; None for the row as a whole."""
+
+    words: str
+    answer: Answer | None = None
+
+
+def row_faults(row: Row, rules: Sequence[str], limits: Limits) -> dict[str, Fault]:
+    """Return what is wrong with a row by itself, by the rules that say so: the first answer of each."""
+    faults: dict[str, Fault] = {}
     if "long" in rules:
         chars = sum(len(turn.content) + len(turn.context) for turn in row.messages)
         if chars > limits.max_chars:
-            faults["long"] = f"{chars:,} characters, more than {limits.max_chars:,}"
+            faults["long"] = Fault(f"{chars:,} characters, more than {limits.max_chars:,}")
     checks = [(name, check) for name in rules if (check := RULES[name].answer) is not None]
     several = sum(turn.role == "assistant" for turn in row.messages) > 1
     for number, answer in enumerate(answers(row), start=1):
         for name, check in checks:
             if name not in faults:
-                fault = check(answer, limits)
-                if fault:
-                    faults[name] = f"answer {number}: {fault}" if several else fault
+                words = check(answer, limits)
+                if words:
+                    faults[name] = Fault(f"answer {number}: {words}" if several else words, answer)
     return faults
 
 

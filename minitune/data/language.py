@@ -5,11 +5,8 @@ from collections import Counter
 
 from minitune.errors import ConfigError, nearest
 
-LATIN = "latin"
-"""Words in Latin script of a language that is not among those told apart."""
-
 _SCRIPTS = {
-    LATIN: r"[A-Za-z\u00c0-\u024f']+",
+    "latin": r"[A-Za-z\u00c0-\u024f']+",
     "zh": r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]",
     "ja": r"[\u3040-\u30ff]",
     "ko": r"[\uac00-\ud7af\u1100-\u11ff]+",
@@ -57,13 +54,12 @@ def wanted_language(code: str) -> str:
 
 
 def language_of(text: str, *, sure: bool = False) -> str:
-    """Return the language, or the script where that is all that can be told; "" where a text is short or mixed.
+    """Return the language or, of scripts that several share, the script; "" where a text is short, mixed or not known.
 
-    ``sure``: tell languages of the Latin script apart from 25 words on, not from 6.
+    ``sure``: of the Latin script only texts of 25 words and more, not from 6 on.
     """
     if text.isascii():
-        words = _WORD.findall(text.lower())
-        return _latin(words, sure) if len(words) >= _FEWEST_UNITS else ""
+        return _latin(text, sure)
     kinds = Counter(_NAMES[match.lastindex - 1] for match in _UNIT.finditer(text) if match.lastindex)
     if kinds["ja"] and kinds["ja"] >= 0.1 * (kinds["zh"] + kinds["ja"]):
         kinds["ja"] += kinds.pop("zh", 0)  # Japanese is written with Chinese characters too, Chinese without kana
@@ -73,19 +69,23 @@ def language_of(text: str, *, sure: bool = False) -> str:
     name, most = kinds.most_common(1)[0]
     if most < _MAIN * total:
         return ""
-    return _latin(_WORD.findall(text.lower()), sure) if name == LATIN else name
+    return _latin(text, sure) if name == "latin" else name
 
 
-def same_language(one: str, other: str) -> bool:
-    """Whether two answers of ``language_of`` can be one language."""
-    if one == other or not one or not other:
-        return True
-    return LATIN in (one, other) and all(name == LATIN or name in _FUNCTION_WORDS for name in (one, other))
+def differ(one: str, other: str) -> bool:
+    """Whether two texts are surely in different languages."""
+    first, second = language_of(one), language_of(other)
+    if not first or not second or first == second:
+        return False
+    if first in _FUNCTION_WORDS and second in _FUNCTION_WORDS:  # told apart by a few words only
+        return bool(language_of(one, sure=True) and language_of(other, sure=True))
+    return True
 
 
-def _latin(words: list[str], sure: bool) -> str:
+def _latin(text: str, sure: bool) -> str:
+    words = _WORD.findall(text.lower())
     if len(words) < (_SURE_WORDS if sure else _FEWEST_WORDS):
-        return LATIN
+        return ""
     votes = Counter(code for word in words for code in _LANGUAGES.get(word, ()))
     (best, most), (_, second) = [*votes.most_common(2), ("", 0), ("", 0)][:2]
-    return best if most >= _SHARE * len(words) and most >= 2 * second else LATIN
+    return best if most >= _SHARE * len(words) and most >= 2 * second else ""

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from minitune.data.clean import RULES, Limits, bad_rule, chosen_rules, row_faults
+from minitune.data.clean import RULES, Fault, Limits, bad_rule, chosen_rules, row_faults
 from minitune.data.formats import Entry
 from minitune.data.language import wanted_language
 from minitune.data.minhash import Near, grams, near_pairs
-from minitune.data.normal import digest, question_text, turns_text
+from minitune.data.normal import digest, turns_text
 from minitune.errors import ConfigError
-from minitune.jobs.data_files import Files, Place, Progress, excerpt, place_of, row_excerpt, write_report
+from minitune.jobs.data_files import EXCERPT, Files, Place, Progress, excerpt, place_of, row_excerpt, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,7 @@ class Finding(NamedTuple):
     row: int  # place among all objects of all files, counted from 0
     detail: str
     of: int | None = None  # the earlier row that it is a copy of, or contradicts
+    text: str = ""  # the turn that it is about, where the row has several
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Checked:
 
     def example(self, finding: Finding) -> Example:
         """A finding in words."""
-        where, text = self.places[finding.row].where, self.texts[finding.row]
+        where, text = self.places[finding.row].where, finding.text or self.texts[finding.row]
         if finding.of is None:
             return Example(where, finding.detail, text)
         return Example(where, finding.detail, text, self.places[finding.of].where, self.texts[finding.of])
@@ -134,14 +135,21 @@ class _Scan:
                     self.findings.append(Finding(rule, place, entry.bad.reason))
                 continue
             self.texts.append(row_excerpt(entry.rows[0]))
-            for row in entry.rows:
-                for rule, fault in row_faults(row, self.rules, self.limits).items():
-                    if not any(one.row == place and one.rule == rule for one in self.findings[-len(RULES) :]):
-                        self.findings.append(Finding(rule, place, fault))
+            for rule, fault in self._faults(entry).items():
+                asked = fault.answer
+                shown = f"{excerpt(asked.question, EXCERPT // 2)} => {excerpt(asked.text)}" if asked else ""
+                self.findings.append(Finding(rule, place, fault.words, text=shown))
             text = "\n".join(turns_text(row.messages) for row in entry.rows)
             if not self._is_copy(place, entry, text):
                 self.rows.append(place)
                 yield text
+
+    def _faults(self, entry: Entry) -> dict[str, Fault]:
+        """What is wrong with an object by itself: with any of its rows, the first where several."""
+        faults: dict[str, Fault] = {}
+        for row in entry.rows:
+            faults = {**row_faults(row, self.rules, self.limits), **faults}
+        return faults
 
     def _is_copy(self, place: int, entry: Entry, text: str) -> bool:
         """Whether an earlier row says the same; notes it, and an earlier row that answers otherwise."""
@@ -151,8 +159,8 @@ class _Scan:
                 self.findings.append(Finding("duplicate", place, "the same as an earlier row", first))
             return True
         if "contradiction" in self.rules:
-            asked = digest("\n".join(question_text(row) for row in entry.rows))
-            first = self._first_question.setdefault(asked, place)
+            prompts = [turns_text(row.prompt) for row in entry.rows if row.prompt]
+            first = self._first_question.setdefault(digest("\n".join(prompts)), place) if prompts else place
             if first != place:
                 self.findings.append(Finding("contradiction", place, "another answer to the same question", first))
         return False
@@ -171,7 +179,7 @@ def check_files(config: CheckConfig, progress: Progress | None = None, *, cleani
     rules = chosen_rules(config.rules, cleaning=cleaning)
     limits = Limits(config.max_chars, wanted_language(config.language) if config.language else "")
     files, scan = Files(config.files, config.columns, progress), _Scan(rules, limits)
-    texts = scan.run(files.read())
+    texts = scan.run(files.read("checking"))
     if "near-duplicate" in rules:
         found = grams(texts)
         if progress:
