@@ -50,7 +50,9 @@ def answers(row: Row) -> Iterator[Answer]:
 
 # ---- rules of one answer
 
-_NOTHING = re.compile(r"[\s.…。,，\-–—_*#\"'()\[\]]*|<?no ?(input|output)>?|\[no output\]|n/?a\.?|nan|null", re.IGNORECASE)
+_NOTHING = re.compile(
+    r"[\s.…。,，\-–—_*#\"'()\[\]]*|<?no ?(input|output)>?|\[no output\]|n/?a\.?|nan|null", re.IGNORECASE
+)
 
 
 def _empty(answer: Answer, limits: Limits) -> str:
@@ -255,12 +257,18 @@ RULES: dict[str, Rule] = {
     "duplicate": Rule("says what an earlier row says (case, spaces and Unicode form aside)", True),
     "near-duplicate": Rule("says nearly what an earlier row says (Jaccard similarity of --threshold or more)", True),
     "contradiction": Rule("asks what an earlier row asks and answers something else", False),
-    "truncated": Rule("an answer that stops in the middle: a comma, 'and the', an open block of code", False, _truncated),
+    "truncated": Rule(
+        "an answer that stops in the middle: a comma, 'and the', an open block of code", False, _truncated
+    ),
     "long": Rule("more than --max-chars characters", False),
     "language": Rule("answered in another language than asked in (or than --language)", False, _language),
     "mojibake": Rule("text that was decoded wrongly: 'cafÃ©', U+FFFD", True, _mojibake),
     "html": Rule("left-over HTML tags or entities where nothing asks for any", False, _html),
-    "refusal": Rule("an answer that refuses, or that speaks of itself: 'I'm sorry, but I cannot', 'As an AI language model'", True, _refusal),
+    "refusal": Rule(
+        "an answer that refuses, or that speaks of itself: 'I'm sorry, but I cannot', 'As an AI language model'",
+        True,
+        _refusal,
+    ),
     "repetition": Rule("an answer that runs in a loop", True, _repetition),
     "echo": Rule("an answer that is the question again", False, _echo),
 }

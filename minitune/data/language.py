@@ -74,6 +74,8 @@ def language_of(text: str, *, sure: bool = False) -> str:
 
 def differ(one: str, other: str) -> bool:
     """Whether two texts are surely in different languages."""
+    if one.isascii() and other.isascii() and min(one.count(" "), other.count(" ")) < _SURE_WORDS - 1:
+        return False  # neither is long enough; most rows end here
     first, second = language_of(one), language_of(other)
     if not first or not second or first == second:
         return False

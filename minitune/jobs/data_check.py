@@ -83,6 +83,8 @@ class Checked:
     texts: list[str]  # excerpts
     rules: list[str]
     threshold: float
+    bad: list[int]  # rows that cannot be read as one
+    unread: tuple[Place, str] | None  # where a file could not be read any further, and why
 
     @property
     def flagged(self) -> set[int]:
@@ -121,6 +123,8 @@ class _Scan:
     places: list[Place] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)  # of the texts that were yielded
+    bad: list[int] = field(default_factory=list)
+    unread: tuple[Place, str] | None = None
     _first_text: dict[bytes, int] = field(default_factory=dict)
     _first_question: dict[bytes, int] = field(default_factory=dict)
 
@@ -130,6 +134,9 @@ class _Scan:
             self.places.append(place_of(entry))
             if entry.bad is not None:
                 rule = bad_rule(entry.bad)
+                self.bad.append(place)
+                if entry.bad.unread:
+                    self.unread = self.unread or (self.places[place], entry.bad.reason)
                 self.texts.append(excerpt(entry.found.raw))
                 if rule in self.rules:
                     self.findings.append(Finding(rule, place, entry.bad.reason))
@@ -190,7 +197,7 @@ def check_files(config: CheckConfig, progress: Progress | None = None, *, cleani
             pass
     order = {name: number for number, name in enumerate(RULES)}
     findings = sorted(scan.findings, key=lambda one: (one.row, order[one.rule]))
-    return Checked(files, findings, scan.places, scan.texts, rules, config.threshold)
+    return Checked(files, findings, scan.places, scan.texts, rules, config.threshold, scan.bad, scan.unread)
 
 
 def _near(pairs: Sequence[Near], scan: _Scan) -> Iterator[Finding]:

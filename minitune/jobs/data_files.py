@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import minitune
 from minitune.data.formats import Entry, Row, entries
 from minitune.data.layouts import Columns
-from minitune.data.readers import original
+from minitune.data.readers import no_rows, original
 from minitune.data.sources import check_used, parse_columns
 from minitune.errors import ConfigError, DataError
 from minitune.files import sha256, write_json
@@ -56,7 +56,7 @@ class Files:
         """Yield every object of every file, good or bad, in order; ``DataError`` where a file changed in between."""
         done, total = 0, self.count
         for name in self.names:
-            _, found = entries(name, self.columns or None)
+            head, found = entries(name, self.columns or None)
             digest = sha256(Path(name))
             if self.hashes.setdefault(name, digest) != digest:
                 raise DataError(f"{name} was changed while it was read; run the command again")
@@ -65,6 +65,9 @@ class Files:
                 yield entry
                 if done % 1000 == 0:
                     self._progress(stage, done, total)
+            unusual = "" if good else no_rows(name, head)
+            if unusual:
+                raise DataError(unusual)
         self._progress(stage, done, done)
         self.count = done
         check_used(self.columns, self.names)
