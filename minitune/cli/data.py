@@ -96,9 +96,7 @@ def run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         listing = "\n".join(f"  {name:<8}{what}" for name, (what, _) in _COMMANDS.items())
         print(f"usage: minitune data COMMAND FILE ...\n\nInstruction files.\n\n{listing}\n")
-        print(
-            "minitune data COMMAND --help explains every flag. The rules of check and clean (*: clean follows it by default):\n"
-        )
+        print("minitune data COMMAND --help explains every flag. The rules (*: data clean follows it by default):\n")
         print("\n".join(f"  {name:<16}{'*' if rule.removes else ' '} {rule.says}" for name, rule in RULES.items()))
         return 0
     if args[0] not in _COMMANDS:
@@ -229,7 +227,7 @@ def _progress(console: Console, quiet: bool) -> Iterator[Progress]:
         def line(stage: str, done: int, total: int) -> None:
             if time.perf_counter() - last[0] >= _PLAIN_EVERY_S:
                 last[0] = time.perf_counter()
-                console.print(f"{stage} {done:,}{f' of {total:,}' if total else ''}".rstrip(" 0"), markup=False)
+                console.print(f"{stage}{f' {done:,}' if done else ''}{f' of {total:,}' if total else ''}", markup=False)
 
         yield line
 

@@ -147,7 +147,7 @@ def _mojibake(answer: Answer, limits: Limits) -> str:
             continue
         match = _BROKEN.search(text)
         if match:
-            return f"the {name} holds {ascii(match[0])}, left by a wrong decoding"
+            return f"the {name} holds {match[0]!a}, left by a wrong decoding"
         for match in _MISREAD.finditer(text):
             meant = _reread(match[0])
             if meant:

@@ -36,7 +36,10 @@ _ALIASES = {
     **{code: code for code in (*_FUNCTION_WORDS, "zh", "ja", "ko")},
     **dict.fromkeys(("ru", "uk", "bg", "sr"), "cyrillic"),
     **dict.fromkeys(("ar", "fa", "ur"), "arabic"),
-    **{"el": "greek", "he": "hebrew", "th": "thai", "hi": "devanagari"},
+    "el": "greek",
+    "he": "hebrew",
+    "th": "thai",
+    "hi": "devanagari",
 }
 _MAIN = 0.8  # the share of a text's units that decides its script
 _FEWEST_UNITS = 4

@@ -21,7 +21,7 @@ class CheckConfig:
     files: Sequence[str]
     """Instruction files: JSON, JSON Lines, CSV, TSV, Parquet or text, in any layout."""
     rules: str = "default"
-    """Rules to apply: all, default, or names with commas between them; -NAME leaves one out (duplicate,empty; -html)."""
+    """Rules to apply: all, default, or names with commas between them; -NAME leaves one out: duplicate,empty."""
     threshold: float = 0.8
     """Jaccard similarity of their words, in pairs of two, from which rows are nearly the same; 1 is equal."""
     max_chars: int = 8000

@@ -9,7 +9,7 @@ from minitune.data.clean import RULES
 from minitune.data.formats import Entry
 from minitune.errors import DataError
 from minitune.files import whole_folder
-from minitune.jobs.data_check import Checked, CheckConfig, CheckReport, Finding, check_files
+from minitune.jobs.data_check import CheckConfig, Checked, CheckReport, Finding, check_files
 from minitune.jobs.data_files import Progress, check_out, json_line, write_report
 
 _OURS = ("clean.json", "clean.jsonl", "removed.jsonl")
@@ -94,7 +94,7 @@ def _removed(checked: Checked, row: int, findings: list[Finding], entry: Entry) 
         reason: dict[str, Any] = {"rule": finding.rule, "detail": finding.detail}
         if finding.of is not None:
             of = checked.places[finding.of]
-            reason["of"] = {"file": of.file, "line": of.line, "row": of.index + 1}
+            reason["of"] = {"file": of.file, "line": of.line, "row": of.row + 1}
         reasons.append(reason)
     held = {"raw": entry.found.raw} if entry.found.value is None else {"value": json.loads(json_line(entry))}
-    return {"file": place.file, "line": place.line, "row": place.index + 1, "reasons": reasons, **held}
+    return {"file": place.file, "line": place.line, "row": place.row + 1, "reasons": reasons, **held}

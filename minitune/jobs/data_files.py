@@ -1,7 +1,6 @@
 """What checking, cleaning and splitting share: files read twice, folders written whole, places in words."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,15 +24,13 @@ class Place(NamedTuple):
 
     file: str
     line: int
-    index: int
+    row: int  # counted from 0
 
     @property
     def where(self) -> str:
         """The place in words, line and row counted from 1."""
         return (
-            f"{self.file} line {self.line} (row {self.index + 1})"
-            if self.line
-            else f"{self.file} (row {self.index + 1})"
+            f"{self.file} line {self.line} (row {self.row + 1})" if self.line else f"{self.file} (row {self.row + 1})"
         )
 
 
@@ -52,7 +49,7 @@ class Files:
         self.count = 0
         self._progress = progress or (lambda stage, done, total: None)
 
-    def read(self, stage: str = "reading", limit: int | None = None) -> Iterator[Entry]:
+    def read(self, stage: str = "reading") -> Iterator[Entry]:
         """Yield every object of every file, good or bad, in order; ``DataError`` where a file changed in between."""
         done, total = 0, self.count
         for name in self.names:
@@ -60,8 +57,10 @@ class Files:
             digest = sha256(Path(name))
             if self.hashes.setdefault(name, digest) != digest:
                 raise DataError(f"{name} was changed while it was read; run the command again")
-            for entry in itertools.islice(found, limit):
+            good = False
+            for entry in found:
                 done += 1
+                good = good or entry.bad is None
                 yield entry
                 if done % 1000 == 0:
                     self._progress(stage, done, total)
