@@ -4,6 +4,7 @@ A rule looks at an answer and at what it answers, and returns in words what is w
 each is tuned to be right where it speaks, at the price of being silent where it is not sure.
 """
 
+import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -203,9 +204,9 @@ def _repetition(answer: Answer, limits: Limits) -> str:
         return ""
     triples = len(units) - 2
     lost = triples - len(set(zip(units, units[1:], units[2:], strict=False)))
-    if lost < 6 or _asks_for_repetition(answer):
+    if lost < 8 or _asks_for_repetition(answer):
         return ""
-    period, run, end = _longest_loop(units)
+    period, run, end = _longest_loop(units, lost)
     if run >= max(5 * period, 12):
         what = " ".join(units[end - period : end])
         return f"{what[:60]!r} stands {run // period} times in a row"
@@ -218,15 +219,18 @@ def _asks_for_repetition(answer: Answer) -> bool:
     return bool(_CODE.search(answer.text) or re.search(r"\brepeat|times|重复|遍|次", answer.question, re.IGNORECASE))
 
 
-def _longest_loop(units: Sequence[str]) -> tuple[int, int, int]:
-    """Return the period, length and end of the longest loop, counted in periods: a run in which u[i] = u[i - p]."""
+def _longest_loop(units: Sequence[str], lost: int) -> tuple[int, int, int]:
+    """Return the period, length and end of the longest loop, counted in periods: a run in which u[i] = u[i - p].
+
+    A loop of n units and period p makes n - p - 2 triples that stood before, so ``lost`` bounds the periods to look at.
+    """
     best = (1, 0, 0)
-    for period in range(1, 13):
-        equal = 0
-        for place in range(period, len(units)):
-            equal = equal + 1 if units[place] == units[place - period] else 0
-            if equal and (equal + period) * best[0] > best[1] * period:
-                best = (period, equal + period, place + 1)
+    for period in range(1, min(12, (lost + 2) // 4) + 1):
+        equal = bytes(map(operator.eq, units[period:], units))
+        longest = max(equal.split(b"\0"), key=len)
+        run = len(longest) + period
+        if longest and run * best[0] > best[1] * period:
+            best = (period, run, equal.find(longest) + run)
     return best
 
 

@@ -20,7 +20,8 @@ _SCRIPTS = {
 _UNIT = re.compile("|".join(f"({pattern})" for pattern in _SCRIPTS.values()))
 _NAMES = list(_SCRIPTS)
 _FUNCTION_WORDS = {
-    "en": "the and of to in is that for with as was on are by this be from or which you it have not your can",
+    "en": "the and of to in is that for with as was on are by this be from or which you it have not your can"
+    " what how do does they their there",
     "fr": "le la les des et est une du dans qui que pour au sur pas par avec sont il elle vous nous ce cette",
     "de": "der die das und ist nicht ein eine mit den von zu auf für dem im sich des auch als werden wird sind",
     "es": "el los las y es una del que en por con para se su no más como este está son pero lo al",
@@ -43,7 +44,7 @@ _ALIASES = {
 }
 _MAIN = 0.8  # the share of a text's units that decides its script
 _FEWEST_UNITS = 4
-_FEWEST_WORDS, _SURE_WORDS = 6, 25  # to tell languages of one script apart
+_FEWEST_WORDS, _SURE_WORDS = 4, 25  # to tell languages of one script apart
 _SHARE = 0.16  # of function words
 _LETTERS = r"[a-z\u00df-\u024f']"
 _WORD = re.compile(rf"(?<![\w.@/]){_LETTERS}+(?![\w@/]|\.\w)")  # no part of an address
@@ -59,7 +60,7 @@ def wanted_language(code: str) -> str:
 def language_of(text: str, *, sure: bool = False) -> str:
     """Return the language or, of scripts that several share, the script; "" where a text is short, mixed or not known.
 
-    ``sure``: of the Latin script only texts of 25 words and more, not from 6 on.
+    ``sure``: of the Latin script only texts of 25 words and more, not from 4 on.
     """
     if text.isascii():
         return _latin(text, sure)
@@ -93,4 +94,4 @@ def _latin(text: str, sure: bool) -> str:
         return ""
     votes = Counter(code for word in words for code in _LANGUAGES.get(word, ()))
     (best, most), (_, second) = [*votes.most_common(2), ("", 0), ("", 0)][:2]
-    return best if most >= _SHARE * len(words) and most >= 2 * second else ""
+    return best if most >= max(2, _SHARE * len(words)) and most >= 2 * second else ""
