@@ -96,7 +96,11 @@ def run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         listing = "\n".join(f"  {name:<8}{what}" for name, (what, _) in _COMMANDS.items())
         print(f"usage: minitune data COMMAND FILE ...\n\nInstruction files.\n\n{listing}\n")
-        print("minitune data COMMAND --help explains every flag. The rules (*: data clean follows it by default):\n")
+        print("minitune data COMMAND --help explains every flag; each takes --json. Start with:")
+        print("  minitune data check alpaca.json")
+        print("  minitune data clean alpaca.json --out data/clean")
+        print("  minitune data split data/clean/clean.jsonl --out data/parts --val 0.02 --test 500\n")
+        print("The rules of check and clean (*: clean follows it by default):\n")
         print("\n".join(f"  {name:<16}{'*' if rule.removes else ' '} {rule.says}" for name, rule in RULES.items()))
         return 0
     if args[0] not in _COMMANDS:

@@ -1,4 +1,4 @@
-"""The rules of ``data check`` on hand-written rows: each finds what it is for, and lets pass what only looks like it."""
+"""The rules of ``data check`` on hand-written rows: each finds what it is for and passes what only looks like it."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from minitune.data.language import language_of, wanted_language
 from minitune.errors import ConfigError
 
 ENGLISH = "The main themes of the book are the loss of innocence and the danger that lies in every one of us by nature."
-GERMAN = "Die wichtigsten Themen des Buches sind der Verlust der Unschuld und die Gefahr, die in jedem von uns ist und bleibt."
+GERMAN = "Die wichtigsten Themen des Buches sind der Verlust der Unschuld und die Gefahr, die in jedem von uns ist."
 FRENCH = (
     "Les thèmes du livre sont la perte de l'innocence et le danger qui est dans la nature de chacun pour les autres."
 )
@@ -137,7 +137,7 @@ def test_languages() -> None:
     assert language_of("Главная тема книги это потеря невинности") == wanted_language("ru") == "cyrillic"
     for unsure in ("", "Red", "1 2 3 4 5 6", "jrosa@example.com, jharvey@example.com, the@and.of", CHINESE + ENGLISH):
         assert language_of(unsure) == ""
-    with pytest.raises(ConfigError, match="did you mean|known: en"):
+    with pytest.raises(ConfigError, match="known: en"):
         wanted_language("english")
 
 

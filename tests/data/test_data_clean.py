@@ -17,7 +17,7 @@ from minitune.errors import ConfigError, DataError
 from minitune.jobs.data_check import CheckConfig, CheckReport, check_files
 from minitune.jobs.data_clean import CleanConfig, clean_files
 
-WORDS = "red fox runs over a frozen river and finds her lost brother near the old mill at dawn".split()
+WORDS = ("red fox runs over a frozen river and finds her lost brother near the old mill at dawn").split()  # noqa: SIM905
 
 
 def write(path: Path, rows: Sequence[object]) -> Path:
@@ -72,7 +72,7 @@ def test_copies_and_contradictions_against_brute_force(tmp_path: Path) -> None:
 
 def jaccard(one: str, other: str) -> Fraction:
     first, second = (
-        {*zip(w, w[1:], strict=False)} for w in (one.strip(".").lower().split(), other.strip(".").lower().split())
+        {*itertools.pairwise(w)} for w in (one.strip(".").lower().split(), other.strip(".").lower().split())
     )
     return Fraction(len(first & second), len(first | second))
 
@@ -163,7 +163,7 @@ def test_clean_on_random_rows_keeps_one_of_each_and_order(tmp_path: Path, seed: 
 
 def test_what_cannot_be_cleaned_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     path, out = messy(tmp_path), tmp_path / "out"
-    with pytest.raises(DataError, match="line 4 .* cannot be used, and --rules duplicate keeps it"):
+    with pytest.raises(DataError, match=r"line 4 .* cannot be used, and --rules duplicate keeps it"):
         clean_files(CleanConfig(files=[str(path)], out=str(out), rules="duplicate"))
     unread = tmp_path / "cut.json"
     unread.write_text(json.dumps(MESSY)[:120])
@@ -210,9 +210,20 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in listing for name in RULES)
 
 
+@pytest.mark.parametrize("command", ["check", "clean", "split"])
+def test_help_teaches_by_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", command, "--help"])
+    out = capsys.readouterr().out
+    assert f"minitune data {command} alpaca.json" in out
+    assert "--columns" in out
+    assert "--json" in out
+
+
 SMALL = [
     ("en/gsm8k_test.jsonl", "instruction=question,output=answer"),
-    ("en/instructions_1100.json", ""), ("en/numina_cot_sharegpt_1k.jsonl", ""), ("en/self_instruct_seed_tasks.jsonl", ""),
+    ("en/instructions_1100.json", ""), ("en/numina_cot_sharegpt_1k.jsonl", ""),
+    ("en/self_instruct_seed_tasks.jsonl", ""),
     ("zh/belle_seed_tasks.jsonl", ""), ("zh/sharegpt_zh_1k.jsonl", ""), ("text/tinystories_1000.json", ""),
     ("text/tang_poems_0.json", ""), ("text/sherlock.txt", ""), ("text/tinyshakespeare.txt", ""),
 ]  # fmt: skip
