@@ -17,6 +17,7 @@ COMMANDS = {
     "chat": "a conversation in the terminal, with /undo, /retry and /save",
     "inspect": "the loss mask as proof: every token with the rule that decided; assertions over whole files",
     "pull": "fetch an open model: safetensors, config and tokenizer over HTTPS, resumable, checked by hash",
+    "data": "instruction files: check them line by line, clean them, split them without leaks",
     "sft": "masked supervised fine-tuning: a model folder and an instruction file in, a tuned model out",
     "eval": "loss, perplexity and metrics of the answers that a model gives: exact match, labels, BLEU, ROUGE",
     "merge": "an adapter and its base become one plain folder, the difference measured",
