@@ -46,7 +46,7 @@ class Golden:
 def said(*turns: str, system: str = "") -> list[Message]:
     roles = ("user", "assistant")
     found = [Message("system", system)] if system else []
-    return [*found, *(Message(roles[i % 2], text) for i, text in enumerate(turns))]  # pyright: ignore
+    return [*found, *(Message(roles[i % 2], text) for i, text in enumerate(turns))]
 
 
 TWO = said(" Hi ", "Yo", "Go", "Ok ")
