@@ -1,5 +1,6 @@
 """From files to batches: nothing is lost, nothing leaks, the mask is checked, and what was made once is remembered."""
 
+import copy
 import json
 import os
 import shutil
@@ -101,6 +102,14 @@ def test_what_was_made_is_remembered_until_something_changes(
     write(tmp_path / "a.jsonl", rows_for(13))
     assert len(made(tokenizer, data).train) == 13
     assert len(calls) == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "code_fingerprint", lambda: "another version")
+        made(tokenizer, data)
+    assert len(calls) == 6
+    other = copy.copy(tokenizer)
+    other.fingerprint = "other bytes"
+    made(other, data)
+    assert len(calls) == 7
 
 
 def test_a_store_that_was_damaged_is_made_again(tokenizer: Tokenizer, tmp_path: Path,
