@@ -1,9 +1,13 @@
 """From files to batches: nothing is lost, nothing leaks, the mask is checked, and what was made once is remembered."""
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +102,14 @@ def test_what_was_made_is_remembered_until_something_changes(
     write(tmp_path / "a.jsonl", rows_for(13))
     assert len(made(tokenizer, data).train) == 13
     assert len(calls) == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "code_fingerprint", lambda: "another version")
+        made(tokenizer, data)
+    assert len(calls) == 6
+    other = copy.copy(tokenizer)
+    other.fingerprint = "other bytes"
+    made(other, data)
+    assert len(calls) == 7
 
 
 def test_a_store_that_was_damaged_is_made_again(tokenizer: Tokenizer, tmp_path: Path,
@@ -442,3 +454,52 @@ def test_a_batch_without_a_target_has_no_loss_and_no_gradient(tokenizer: Tokeniz
 
 def test_terminators_are_in_the_stop_set(tokenizer: Tokenizer) -> None:
     assert terminator(TEMPLATES["alpaca"], tokenizer) in STOPS
+
+
+# ---- speed and memory (-m slow)
+
+
+@pytest.mark.slow
+def test_alpaca_with_llama_3_is_fast(material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the promise: 52,002 rows in under 30 s on two free cores, and under a second when remembered."""
+    monkeypatch.setenv("MINITUNE_CACHE", str(tmp_path / "cache"))
+    source = material / "tokenizers/llama3"
+    shutil.copy(source / "tokenizer.json", tmp_path)
+    shutil.copy(source / "hf_tokenizer_config.json", tmp_path / "tokenizer_config.json")
+    llama = load_tokenizer(tmp_path)
+    config = settings(str(material / "data/en/alpaca.json"), on_bad="drop", val="0.02")
+    how = recipe_of(config, TEMPLATES["llama3"], (128009,), 8192, named=False)
+
+    def timed() -> tuple[Dataset, float]:
+        started = time.perf_counter()
+        return prepare(config, llama, tmp_path, how, 8192), time.perf_counter() - started
+
+    (_, first), (data, second) = timed(), timed()
+    print(f"52,002 rows: {first:.1f} s, then {second:.2f} s")
+    assert data.report.rows + data.bad_rows == 52002
+    assert not data.report.failures
+    assert first < 30
+    assert second < 1
+    assert Feed(config, data).first()[2] > 0.97
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_tokens(tokenizer: Tokenizer, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Guards streaming: some 32 bytes a row at the peak of preparing, splitting and packing, however long rows are."""
+    monkeypatch.setattr(encode, "ALONE_S", 1e9)
+    peaks = []
+    for count in (20_000, 60_000):
+        path = tmp_path / f"{count}.jsonl"
+        with path.open("w") as file:
+            for i in range(count):
+                asked = " ".join(str(i))  # few words, so that what the tokenizer remembers of them stays small
+                file.write(json.dumps({"prompt": asked, "completion": " a b c" * 12}) + "\n")
+        tracemalloc.start()
+        feed = Feed(settings(str(path)), made(tokenizer, str(path), val="0.02"))
+        next(feed.steps())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    grown = (peaks[1] - peaks[0]) / 40_000
+    print(f"{grown:.0f} bytes a row")
+    assert grown < 48

@@ -106,6 +106,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(tmp_path: P
     kept = json.loads((tmp_path / "run" / "bad_step.json").read_text())
     assert kept["step"] == 1
     assert len(kept["batches"][0]["ids"]) == 8
+    assert kept["batches"][0]["documents"] == [len(kept["batches"][0]["ids"][0])] * 8
     assert not (tmp_path / "run" / "model").exists()
 
 

@@ -18,7 +18,7 @@ from minitune.errors import DataError
 
 
 class Packed(Sequence[list[int]]):
-    """Rows of documents, each a list of their places, in some 20 bytes a document."""
+    """Rows of documents, each a list of their places, in four bytes a document and eight a row."""
 
     def __init__(self, places: np.ndarray, ends: np.ndarray):
         self.places, self.ends = places, ends  # all rows behind each other, and where each ends
@@ -26,7 +26,7 @@ class Packed(Sequence[list[int]]):
     @classmethod
     def each(cls, places: Sequence[int] | np.ndarray) -> "Packed":
         """One document a row."""
-        return cls(np.asarray(places, np.int64), np.arange(1, len(places) + 1))
+        return cls(np.asarray(places, np.int32), np.arange(1, len(places) + 1))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -72,9 +72,9 @@ def pack(lengths: Sequence[int] | np.ndarray, capacity: int, order: Sequence[int
                 open_rows[left] = []
                 insort(rooms, left)
             open_rows[left].append(row)
-    at_row = np.argsort(row_of, kind="stable")
-    places = at_row if order is None else np.asarray(order, np.int64)[at_row]
-    return Packed(places, np.cumsum(np.bincount(row_of, minlength=rows)))
+    ends = np.cumsum(np.bincount(row_of, minlength=rows))
+    places = np.argsort(row_of, kind="stable").astype(np.int32)
+    return Packed(places if order is None else np.asarray(order, np.int32)[places], ends)
 
 
 def packed_epoch(lengths: Sequence[int] | np.ndarray, capacity: int, *, seed: int, epoch: int) -> Packed:
@@ -84,15 +84,14 @@ def packed_epoch(lengths: Sequence[int] | np.ndarray, capacity: int, *, seed: in
     the last to be opened are the emptiest.
     """
     rng = random.Random(f"minitune pack {seed} {epoch}")
-    order = array("q", range(len(lengths)))
+    order = array("i", range(len(lengths)))
     rng.shuffle(order)
     rows = pack(lengths, capacity, order)
     turns = list(range(len(rows)))
     rng.shuffle(turns)
-    sizes = np.diff(rows.ends, prepend=0)[turns]
-    starts = (rows.ends - np.diff(rows.ends, prepend=0))[turns]
-    ends = np.cumsum(sizes)
-    return Packed(rows.places[np.repeat(starts - ends + sizes, sizes) + np.arange(len(rows.places))], ends)
+    sizes = np.diff(rows.ends, prepend=0)
+    shuffled = [rows.places[rows.ends[row] - sizes[row] : rows.ends[row]] for row in turns]
+    return Packed(np.concatenate([rows.places[:0], *shuffled]), np.cumsum(sizes[turns]))
 
 
 def fill(lengths: Sequence[int] | np.ndarray, rows: Packed, capacity: int) -> float:

@@ -45,13 +45,16 @@ def split_groups(keys: Sequence[bytes] | np.ndarray, wanted: Sequence[int], *, s
     hashes = (hashlib.sha256(salt + bytes(key)).digest()[:8] for key in keys)
     ranks = np.fromiter((int.from_bytes(held, "big") for held in hashes), np.uint64, len(keys))
     order = np.argsort(ranks, kind="stable")
-    _, starts, sizes = np.unique(ranks[order], return_index=True, return_counts=True)
+    ranks = ranks[order]
+    starts = np.flatnonzero(np.concatenate([np.ones(min(1, len(keys)), bool), ranks[1:] != ranks[:-1]]))
+    del ranks  # there may be many rows
+    sizes = np.diff(starts, append=len(keys))
     parts = np.full(len(keys), -1, np.int8)
     free = np.ones(len(sizes), bool)
     for part, count in enumerate(wanted):
         taken = 0
-        for group in np.flatnonzero(free):
-            if taken + sizes[group] <= count:
+        for group in range(len(sizes)):
+            if free[group] and taken + sizes[group] <= count:
                 taken += sizes[group]
                 free[group] = False
                 parts[order[starts[group] : starts[group] + sizes[group]]] = part

@@ -99,7 +99,7 @@ class Dataset:
     def epoch(self, epoch: int, seed: int) -> np.ndarray:
         """Which training examples an epoch sees: each once, or as often as the weight of its file says."""
         if all(weight == 1 for weight in self.weights.values()):
-            return np.arange(len(self.train))
+            return np.arange(len(self.train), dtype=np.int32)
         numbers = self.train.rows
         distinct = np.unique(numbers)
         files = [self.prepared[0].file_of(int(number)) for number in distinct]
@@ -107,7 +107,7 @@ class Dataset:
         for place, number in enumerate(numbers.tolist()):
             examples.setdefault(number, []).append(place)
         chosen = copies(files, self.weights, seed=seed, epoch=epoch)
-        return np.array([place for at in chosen for place in examples[int(distinct[at])]], np.int64)
+        return np.array([place for at in chosen for place in examples[int(distinct[at])]], np.int32)
 
     def summary(self) -> dict[str, Any]:
         """What ``inspect.json`` holds."""
@@ -181,12 +181,22 @@ def prepare(
     return Dataset(
         train=parts,
         val=held,
-        shown=rows_of(shown_of, list(dict.fromkeys(part.rows.tolist()))[:SHOWN], config.columns),
+        shown=rows_of(shown_of, first_rows(part, SHOWN), config.columns),
         prepared=prepared,
         leaked_rows=leaked,
         max_length=recipe.max_length,
         weights={source.name: source.weight for source in sources},
     )
+
+
+def first_rows(part: Part, count: int) -> list[int]:
+    """The numbers of the first rows of a part."""
+    found: dict[int, None] = {}
+    for place in part.places:
+        if len(found) == count:
+            break
+        found[int(part.store.rows[place])] = None
+    return list(found)
 
 
 def split(main: Prepared, val: float | int, config: SFTConfig) -> tuple[Part, Part]:
@@ -201,7 +211,9 @@ def split(main: Prepared, val: float | int, config: SFTConfig) -> tuple[Part, Pa
         parts = split_groups(main.store.questions, [wanted], seed=config.seed)
     except DataError as error:
         raise DataError(f"{config.data}: {error}; or pass --val 0 for no validation") from None
-    inside = np.isin(main.store.rows, main.store.numbers[parts == 0])
+    chosen = np.zeros(main.readable, bool)
+    chosen[main.store.numbers[parts == 0]] = True
+    inside = chosen[main.store.rows]
     return Part(main.store, np.flatnonzero(~inside)), Part(main.store, np.flatnonzero(inside))
 
 
