@@ -3,9 +3,10 @@
     python -m minitune.assets.tiny.make tokenizer                  the sentencepiece model
     python -m minitune.assets.tiny.make rows                       rows.jsonl, instructions to tune the model with
     python -m minitune.assets.tiny.make pretrain [--tokens 40e6]   the weights; the loss curve goes to curve.jsonl
+    python -m minitune.assets.tiny.make text --out FILE            documents for minitune pretrain
 
-Everything is seeded. All three are written beside this file, the weights into ``--out`` where that is given. README.md
-there says how what ships was made.
+Everything is seeded. The first three are written beside this file, the weights into ``--out`` where that is given.
+README.md there says how what ships was made.
 """
 
 import argparse
@@ -229,10 +230,16 @@ def write_folder(model: LanguageModel, out: Path) -> None:
     write_json(out / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
 
 
+def write_documents(args: argparse.Namespace) -> None:
+    """Documents as JSON Lines of ``text``, for ``minitune pretrain``."""
+    made = documents(args.documents, seed=args.chunk, shares=args.shares)
+    write_text(args.out, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in made))
+
+
 def main() -> None:
-    """Make one of the three parts."""
+    """Make one of the parts."""
     parser = argparse.ArgumentParser(prog="python -m minitune.assets.tiny.make", description=__doc__)
-    parser.add_argument("part", choices=("tokenizer", "rows", "pretrain"))
+    parser.add_argument("part", choices=("tokenizer", "rows", "pretrain", "text"))
     parser.add_argument("--tokens", type=float, default=40e6, help="how many tokens to train on")
     parser.add_argument("--batch-tokens", type=int, default=8192, help="tokens of an optimizer step, padding counted")
     parser.add_argument("--lr", type=float, default=3e-3, help="the highest learning rate")
@@ -240,13 +247,16 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=200, help="steps on which the learning rate rises")
     parser.add_argument("--start", type=Path, help="folder of weights to go on from; by itself from random ones")
     parser.add_argument("--shares", type=json.loads, help='which documents, how often: {"reversed": 70, "drill": 30}')
-    parser.add_argument("--chunk", type=int, default=1, help="the first chunk of text, from 1")
+    parser.add_argument("--chunk", type=int, default=1, help="the first chunk of text, from 1; the seed of a text")
+    parser.add_argument("--documents", type=int, default=CHUNK, help="how many documents a text has")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1, help="processes that write text")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for the weights and the loss curve")
     args = parser.parse_args()
     if args.part == "tokenizer":
         make_tokenizer()
+    elif args.part == "text":
+        write_documents(args)
     elif args.part == "rows":
         write_instructions(HERE / "rows.jsonl", ROWS, seed=0)
     else:

@@ -177,17 +177,17 @@ SHEETS: dict[str, dict[str, tuple]] = {
 The headings of the Alpaca template are among them, but never the three together: the form is for fine-tuning to teach.
 """
 
-REGISTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+PAIRED: dict[str, tuple[tuple[str, str, str], ...]] = {
     "en": (
-        ("{x}: {y}.", "{x}, {y};", "{x} and {y}.", "{y} for {x}.", "{x} goes with {y}.", "{x} is beside {y}."),
-        ("{x}? {y}.", "{x}: {y}.", "What goes with {x}? {y}.", "{x} goes with {y}.", "Beside {x} is {y}."),
+        (": ", ": ", ".\n"),
+        (": ", "? ", ". "),
+        (" and ", " and ", ". "),
+        (" and ", ": ", ".\n"),
+        (", ", "? ", "; "),
     ),
-    "zh": (
-        ("{x}：{y}。", "{x}，{y}；", "{x}和{y}。", "{x}在{y}的旁边。", "{x}的旁边是{y}。"),
-        ("{x}？{y}。", "{x}：{y}。", "和{x}一起的是什么？{y}。", "{x}的旁边是什么？{y}。"),
-    ),
+    "zh": (("：", "：", "。\n"), ("：", "？", "。"), ("和", "和", "。"), ("和", "：", "。\n"), ("，", "？", "；")),
 }
-"""How a register tells its pairs, and how it asks for one by the other."""
+"""How pairs are written: what stands between the two where they are told, where they are asked for, and behind."""
 
 ORDERS: dict[str, tuple[str, ...]] = {
     "en": (
