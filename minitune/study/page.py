@@ -54,7 +54,15 @@ def document(found: Trace) -> dict[str, Any]:
         "template": found.template,
         "mean_loss": number(found.mean_loss),
         "tokens": [
-            {"id": t.id, "text": t.text, "role": t.role, "part": t.part, "trained": t.trained, "why": t.rule, "loss": nll}
+            {
+                "id": t.id,
+                "text": t.text,
+                "role": t.role,
+                "part": t.part,
+                "trained": t.trained,
+                "why": t.rule,
+                "loss": nll,
+            }
             for t, nll in zip(found.tokens, loss, strict=True)
         ],
         "stream": numbers(found.stream),
