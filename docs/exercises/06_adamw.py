@@ -9,7 +9,7 @@ m and v start at 0, so after t steps with a steady gradient g they are only a pa
 v_hat are m and v with this put right. Without it the first steps would be far too long or too short: with b1 = 0.9 and
 b2 = 0.999, how far would the first one go?
 
-Reading: docs/math/12-adamw.md, minitune/optim.py
+Reading: docs/math/12-optimizer.md, minitune/optim.py
 Check:   python docs/exercises/check.py 6
 """
 
