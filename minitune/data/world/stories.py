@@ -188,3 +188,15 @@ REGISTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 """How a register tells its pairs, and how it asks for one by the other."""
+
+ORDERS: dict[str, tuple[str, ...]] = {
+    "en": (
+        "{list}: the most is {most}.", "{list}: the fewest is {least}.",
+        "{list}. The most is {most}, the fewest is {least}.", "{list}. The fewest is {least}, the most is {most}.",
+    ),
+    "zh": (
+        "{list}：最多的是{most}个。", "{list}：最少的是{least}个。", "{list}。最多的是{most}个，最少的是{least}个。",
+        "{list}。最少的是{least}个，最多的是{most}个。",
+    ),
+}  # fmt: skip
+"""What is the most and the fewest of a row of numbers."""
