@@ -1,10 +1,13 @@
 """Layers that more than one decoder is made of."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minitune.config import ModelConfig
+from minitune.models.linear import Linear
 from minitune.ops import Ops, pick_frequencies, rope_frequencies, rope_tables
 
 
@@ -19,6 +22,14 @@ class Embedding(nn.Module):
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         x = F.embedding(ids, self.weight).to(dtype)
         return x if self.scale == 1.0 else x * torch.tensor(self.scale, dtype=dtype)
+
+
+class Head(Linear):
+    """The Linear that scores the vocabulary: ``head(x (..., C)) -> (..., V)``, and the loss in the same operation."""
+
+    def loss(self, ops: Ops, x: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """``ops.linear_cross_entropy`` of ``x (N, C)`` against ``targets (N,)`` through this head."""
+        return ops.linear_cross_entropy(x, self.dequantize(), targets, bias=self.bias, **options)
 
 
 class RMSNorm(nn.Module):
