@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minitune.adapters.lora import ALL_LINEAR, LoRAConfig, adapted_layers, add_lora, chosen_layers
 from minitune.adapters.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, read_tensors, take
-from minitune.adapters.peft_rows import KEY, read_rows, put_rows, rows_to_write
+from minitune.adapters.peft_rows import KEY, put_rows, read_rows, rows_to_write
 from minitune.errors import CheckpointError, ConfigError
 from minitune.files import read_json, whole_folder, write_json, write_text
 from minitune.models import LanguageModel
@@ -149,6 +149,13 @@ def base_of(folder: Path) -> str:
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path is missing")
     return base
+
+
+def trained_tokens_of(folder: Path) -> set[int]:
+    """The ids whose rows an adapter trains, in the embedding or the head."""
+    setting = read_json(folder / ADAPTER_CONFIG, CheckpointError).get(KEY) or []
+    lists = setting.values() if isinstance(setting, dict) else [setting]
+    return {id for one in lists if isinstance(one, list) for id in one if type(id) is int}
 
 
 def base_weights_of(folder: Path) -> str:

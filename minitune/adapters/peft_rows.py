@@ -75,7 +75,8 @@ def read_rows(setting: Any, model: LanguageModel, tensors: dict[str, Tensor], fo
         raise CheckpointError(f"{path}: holds the whole table of {names[next(iter(whole))]}, but not the other one")
     beyond = sorted({id for one in ids.values() for id in one if id >= V})
     if beyond != list(range(V, V + len(beyond))):
-        raise CheckpointError(f"{folder / ADAPTER_CONFIG}: {KEY} has the id {beyond[0]}; this base has ids 0 to {V - 1}")
+        where = folder / ADAPTER_CONFIG
+        raise CheckpointError(f"{where}: {KEY} has the id {beyond[0]}; this base has ids 0 to {V - 1}")
     return StoredRows(vocab_size=V + len(beyond), ids=ids, values=values, whole=whole)
 
 

@@ -183,7 +183,8 @@ def add_token_rows(
     Both tables are frozen. After ``add_lora``, which freezes whatever is there. Returns the rows by table.
     """
     V, tied = model.config.vocab_size, model.config.tie_embeddings
-    assert ids and 0 <= min(ids) and max(ids) < V, f"ids {ids} of a vocabulary of {V}"
+    assert ids
+    assert set(ids) <= set(range(V)), f"ids {ids} of a vocabulary of {V}"
     assert embedding == head or not tied
     found: dict[str, TrainedRows] = {}
     if embedding:

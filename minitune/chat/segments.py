@@ -113,7 +113,8 @@ class Template:
     @property
     def tokens(self) -> tuple[str, ...]:
         """The names of the control tokens that it cannot be written without, in the order of its parts."""
-        parts = (self.opening, self.system, self.user, self.user_again, self.header, self.after, self.closing, self.tool)
+        turns = self.system, self.user, self.user_again, self.header, self.after, self.tool
+        parts = (self.opening, *turns, self.closing)
         found = [segment.token for part in parts for segment in _all(part or ()) if isinstance(segment, Special)]
         return tuple(dict.fromkeys([*found, *([self.end] if self.end else [])]))
 

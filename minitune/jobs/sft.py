@@ -35,6 +35,7 @@ from minitune.jobs.inspect import stop_warnings, untrained_rows
 from minitune.jobs.load import Source, resolve, tokenizer_of
 from minitune.jobs.outfit import outfit
 from minitune.jobs.prepared import Progress
+from minitune.jobs.train_tokens import train_template_rows, with_template_tokens
 from minitune.optim import AdamW, learning_rate, warmup_steps
 from minitune.plot import draw_loss
 from minitune.sample import generate
@@ -98,11 +99,14 @@ class Run:
         self.tokenizer = tokenizer_of(self.checkpoint)
         self.template, why_template = template_of(config.template, self.tokenizer, config.model)
         self.choices["template"] = (self.template.name, why_template)
+        place = source.base
+        if config.train_tokens:
+            self.tokenizer, place = with_template_tokens(self.tokenizer, self.template, place, self.model)
         known = self.model.stop_ids
         self.stop_id = stop_on(self.template, self.model, self.tokenizer)
         positions = self.model.config.max_positions
         recipe = recipe_of(config, self.template, self.model.stop_ids, positions, named=bool(config.template))
-        self.data: Dataset = prepare(config, self.tokenizer, source.base, recipe, positions, progress)
+        self.data: Dataset = prepare(config, self.tokenizer, place, recipe, positions, progress)
         self.encoder = Encoder(self.tokenizer, recipe)
         self.feed = Feed(config, self.data)
         self.lora = LoRAConfig(
@@ -115,6 +119,9 @@ class Run:
         )
         if config.method == "lora":
             add_lora(self.model, self.lora, seed=config.seed)
+            if config.train_tokens:
+                args = (self.model, self.tokenizer, self.template, self.data.prepared)
+                self.choices["tokens"] = train_template_rows(*args)
         self.model.checkpointing = config.checkpointing
         torch.manual_seed(config.seed)  # dropout draws from it
         trainable = {name: w for name, w in self.model.named_parameters() if w.requires_grad}
@@ -124,7 +131,8 @@ class Run:
         self.warmup = warmup_steps(config.warmup, self.steps)
         self.peak_lr = config.lr if config.lr is not None else _RATES[config.method]
         self.warnings = stop_warnings(self.stop_id, known, self.tokenizer)
-        self.warnings += untrained_rows(source.base, self.tokenizer, self.data.prepared)
+        if config.method == "lora" and not config.train_tokens:
+            self.warnings += untrained_rows(source.base, self.tokenizer, self.data.prepared)
         self.result: Result | None = None
         self._before: tuple[float | None, list[Sample]] | None = None
         self._reports: Iterator[StepReport] | None = None
@@ -287,6 +295,7 @@ class Run:
                 base=base,
                 base_weights=fingerprint_of(self._weights.values()),
                 beside=beside,
+                tokenizer_files=self.tokenizer.files if self.config.train_tokens else (),
             )
         else:
             save_checkpoint(

@@ -89,7 +89,8 @@ class LanguageModel(nn.Module, ABC):
 
         ``longer`` says what is in them. Before adapters are put on, and before an optimizer takes the parameters.
         """
-        assert vocab_size >= self.config.vocab_size and self.head.bias is None
+        assert vocab_size >= self.config.vocab_size
+        assert self.head.bias is None, "no family has one"
         self.embed.weight = nn.Parameter(longer(self.embed.weight, vocab_size), self.embed.weight.requires_grad)
         if not self.config.tie_embeddings:
             self.head.weight = nn.Parameter(longer(self.head.weight, vocab_size), self.head.weight.requires_grad)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from minitune.errors import TokenizerError
 from minitune.files import whole_folder, write_text
@@ -27,7 +28,7 @@ def extended(tokenizer: Tokenizer, names: Sequence[str], folder: Path) -> Tokeni
         raise TokenizerError(f"{tokenizer.files[0]}: the token {(taken or list(names))[0]!r} is there already")
     by_name = {file.name: file for file in tokenizer.files}
     found = {name: read_json(by_name[name])[0] if name in by_name else {} for name in (_JSON, _CONFIG, _ADDED)}
-    changed: dict[str, dict[str, object]] = {}
+    changed: dict[str, Any] = {}
     if _JSON in by_name:
         added = [{"id": id} | _entry(name, special=True) for name, id in ids.items()]
         changed[_JSON] = found[_JSON] | {"added_tokens": [*(found[_JSON].get("added_tokens") or []), *added]}
@@ -47,7 +48,7 @@ def extended(tokenizer: Tokenizer, names: Sequence[str], folder: Path) -> Tokeni
     return _checked(load_tokenizer(folder), tokenizer, ids)
 
 
-def _entry(name: str, *, special: bool) -> dict[str, object]:
+def _entry(name: str, *, special: bool) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special, "special": special}
     return {"content": name} | flags
 

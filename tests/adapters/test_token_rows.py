@@ -318,7 +318,7 @@ def test_rows_go_both_ways(case: Case, tmp_path: Path) -> None:
     load_adapter(again, tmp_path / "ours")
     assert torch.equal(logits_of(again, text), want)
     # PEFT's own file of the same rows has the same names and settings as ours.
-    back.save_pretrained(tmp_path / "back")
+    back.save_pretrained(str(tmp_path / "back"))
     assert set(load_file(tmp_path / "back" / "adapter_model.safetensors")) == set(
         load_file(tmp_path / "ours" / "adapter_model.safetensors")
     )
