@@ -40,14 +40,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels))
         self.config, self.ops = config, ops
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the operation is given beside tensors."""
+        config = self.config
+        return {"eps": config.norm_eps, "offset": config.norm_offset, "scale_in_fp32": config.norm_scale_in_fp32}
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.ops.rms_norm(
-            x,
-            self.weight,
-            eps=self.config.norm_eps,
-            offset=self.config.norm_offset,
-            scale_in_fp32=self.config.norm_scale_in_fp32,
-        )
+        return self.ops.rms_norm(x, self.weight, **self.options)
 
 
 class LayerNorm(nn.Module):
