@@ -103,7 +103,7 @@ def norm_and_rotate(
     """``q`` and ``k`` normalised and rotated; contiguous."""
     q_out, k_out = _fake(q, k)
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
-    tokens, sizes, meta = _sizes(q, k, cos, late, elements=2048)
+    tokens, sizes, meta = _sizes(q, k, cos, late, elements=4096)
     launch(
         _forward, (cdiv(tokens, meta["TOKENS"]),), q, k, q_weight.contiguous(), k_weight.contiguous(),
         cos.contiguous(), sin.contiguous(), q_out, k_out, *sizes, *q.stride()[:3], *k.stride()[:3], eps, offset,
@@ -124,7 +124,7 @@ def norm_and_rotate_backward(
     """Gradients of ``q`` and ``k``, contiguous, and with ``train`` those of both weights, (2, D)."""
     q_out, k_out = _fake(q, k)
     q, k, dq, dk = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, dq, dk))
-    tokens, sizes, meta = _sizes(q, k, cos, late, elements=1024)
+    tokens, sizes, meta = _sizes(q, k, cos, late, elements=2048)
     D = q.shape[-1]
     P = min(processors(q.device) * PER_PROCESSOR, cdiv(tokens, meta["TOKENS"]))
     partials = torch.empty(2, P, D, dtype=torch.float32, device=q.device) if train else None
@@ -141,15 +141,16 @@ PER_PROCESSOR = 2
 
 
 def _sizes(q: Tensor, k: Tensor, cos: Tensor, late: bool, *, elements: int) -> tuple[int, tuple[int, ...], dict]:
-    """Tokens in all; the numbers that both kernels take; and their constants, for about so many pairs a program."""
+    """Tokens in all; the numbers that both kernels take; and their constants, for about so many elements a program."""
     B, T, H, D = q.shape
     K, pairs = k.shape[2], cos.shape[-1]
-    block = power_of_two(pairs)
-    tokens = 2 if interpreted() else max(1, elements // (power_of_two(H + K) * block))
+    block, rest = power_of_two(pairs), power_of_two(max(1, D - 2 * pairs))
+    stays = 2 * pairs < D
+    one = power_of_two(H + K) * (2 * block + (rest if stays else 0))  # elements of a token
+    tokens = 2 if interpreted() else max(1, elements // one)
     sizes = (B * T, T, H, K, D, pairs, 0 if cos.shape[0] == 1 else T * pairs)
     meta = {"LATE": late, "TOKENS": tokens, "HEADS": power_of_two(H), "KEY_HEADS": power_of_two(K), "BLOCK": block}
-    meta |= {"REST": power_of_two(max(1, D - 2 * pairs)), "STAYS": 2 * pairs < D}
-    return B * T, sizes, meta | {"num_warps": 8 if (H + K) * block >= 2048 else 4}
+    return B * T, sizes, meta | {"REST": rest, "STAYS": stays, "num_warps": 16 if stays else 8 if one > 4096 else 4}
 
 
 # ---- the kernels
