@@ -55,6 +55,8 @@ class Inspect:
     """Train every answer of a conversation, or the last one; a row's own `train` and `weight` go before."""
     template: str = ""
     """How a conversation becomes text: by itself what a run was trained with, the model's own template, or alpaca."""
+    train_tokens: bool = False
+    """As for sft: add the control tokens of the template that the tokenizer lacks; their rows will be trained."""
     json: bool = False
     """Print one JSON document as the last line of standard output; everything for people goes to standard error."""
     quiet: bool = False
@@ -68,7 +70,7 @@ class Inspect:
 
     def settings(self) -> SFTConfig:
         """The run that these flags ask for."""
-        same = ("model", "rows", "columns", "on_bad", "max_length", "on_long", "train_on", "template")
+        same = ("model", "rows", "columns", "on_bad", "max_length", "on_long", "train_on", "template", "train_tokens")
         given = {name: getattr(self, name) for name in same}
         return SFTConfig(**given, data=shlex.join(self.data), out="-", val="0")
 
