@@ -2,7 +2,7 @@
 
     python -m bench.report
 
-Takes the newest line of each name in ``bench/results/sft_real.jsonl``, and of each case of the kernels. A test holds
+Takes the newest line of each name in ``bench/results/recipes.jsonl``, and of each case of the kernels. A test holds
 the README to it.
 """
 
@@ -12,9 +12,11 @@ from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 KERNELS = ("attention", "linear_cross_entropy", "cross_entropy", "glu", "rope", "decode_attention")
+WIDE = 110
+"""Characters of an answer that are shown."""
 KERNELS_START, KERNELS_END = "<!-- kernels: python -m bench.report -->", "<!-- end of kernels -->"
-RESULTS = CHECKOUT / "bench" / "results" / "sft_real.jsonl"
-FIGURE = CHECKOUT / "docs" / "figures" / "sft_real.png"
+RESULTS = CHECKOUT / "bench" / "results" / "recipes.jsonl"
+FIGURE = CHECKOUT / "docs" / "figures" / "recipes.png"
 START, END = "<!-- figures: python -m bench.report -->", "<!-- end of figures -->"
 
 
@@ -28,18 +30,22 @@ def section() -> str:
     """The part of the README that holds figures."""
     results = newest()
     rows = [
-        "| model, method | steps | seconds | peak memory | validation loss before | after |",
+        "| recipe | steps | seconds | peak memory | validation loss before | after |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, line in results.items():
         r = line["result"]
         rows.append(
-            f"| {name} | {r['steps']} | {r['seconds']:.0f} | {r['peak_memory_bytes'] / 2**20:.0f} MiB "
+            f"| `{name}` | {r['steps']} | {r['seconds']:.0f} | {r['peak_memory_bytes'] / 2**20:.0f} MiB "
             f"| {r['val_loss_before']:.3f} | {r['val_loss_after']:.3f} |"
         )
     line = next(iter(results.values()))
     where = f"{line['threads']} CPU threads ({line['machine']}), torch {line['torch']}, {line['date']}"
-    return "\n".join([*rows, "", f"Measured on {where} by `python -m bench.sft_real`.", ""])
+    text = [*rows, "", f"Measured on {where} by `python -m bench.recipes`. What they answer to the same question:", ""]
+    text += ["```text", f"asked    {line['texts']['prompt']}"]
+    for name, line in results.items():
+        text += [f"{name}", f"  before {line['texts']['before'][:WIDE]}", f"  after  {line['texts']['after'][:WIDE]}"]
+    return "\n".join([*text, "```", ""])
 
 
 # Operation, case, direction, and whom it is compared with: the first of those that took part.
@@ -109,7 +115,7 @@ def draw() -> None:
     axes = figure.add_subplot()
     for name, line in newest().items():
         r = line["result"]
-        (curve,) = axes.plot(*zip(*r["curve"], strict=True), label=f"{name}, training")
+        (curve,) = axes.plot(*zip(*line["curve"], strict=True), label=f"{name}, training")
         ends = [(0, r["val_loss_before"]), (r["steps"], r["val_loss_after"])]
         axes.plot(*zip(*ends, strict=True), "o--", color=curve.get_color(), alpha=0.6, label="validation")
     axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)")
