@@ -106,7 +106,7 @@ def token_logprobs(
     kept = targets != IGNORE
     z = capped(_logits(x[kept], weight, bias).to(wide(x.dtype)), softcap)  # (M, V)
     z = z - z.detach().amax(-1, keepdim=True)
-    logprobs = z.gather(-1, targets[kept, None]).squeeze(-1) - z.exp().sum(-1).log()  # (M,)
+    logprobs = z.gather(-1, targets[kept, None]).squeeze(-1) - z.exp().sum(-1).log()  # (M,), CE-11
     return _in_place(logprobs, kept)
 
 
@@ -126,7 +126,7 @@ def token_logprobs_backward(
     kept_x, kept_targets, up = _trained_rows(x, targets, -dlogprobs)
     logits = _logits(kept_x, weight, bias).to(wide(x.dtype))
     one = torch.ones((), dtype=logits.dtype, device=x.device)
-    dz = cross_entropy_backward(one, logits, kept_targets, token_weight=up, softcap=softcap)  # (M, V)
+    dz = cross_entropy_backward(one, logits, kept_targets, token_weight=up, softcap=softcap)  # (M, V), CE-11
     return _through_head(dz, x, weight, targets, bias)
 
 
