@@ -95,4 +95,4 @@ class LanguageModel(nn.Module, ABC):
                 weight.fill_(0.0 if name.endswith("bias") else 1.0 - self.config.norm_offset)
                 continue
             scale = 1.0 / math.sqrt(2 * self.config.num_layers) if "o_proj" in name or "down_proj" in name else 1.0
-            weight.copy_(torch.randn(weight.shape, generator=generator) * (std * scale))
+            weight.copy_(torch.randn(weight.shape, generator=generator) * (std * scale))  # EMB-3

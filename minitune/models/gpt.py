@@ -38,7 +38,7 @@ class GPT(LanguageModel):
     def hidden(self, ids: Tensor, plan: AttentionPlan, cache: KVCache | None) -> Tensor:
         x = self.embed(ids, self.compute_dtype)  # (B, T, C)
         if self.positions is not None:
-            x = x + self.positions(plan.positions, self.compute_dtype)
+            x = x + self.positions(plan.positions, self.compute_dtype)  # EMB-2
         rotation = None if self.rotary is None else self.rotary(plan.positions)  # (B, T, pairs), twice
         for block in self.blocks:
             x = self.through(block, x, rotation, plan, cache)
