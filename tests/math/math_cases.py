@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minitune.config import ModelConfig
+
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     """Normal noise in float64, the same for a seed and a shape."""
@@ -42,3 +44,10 @@ def softmax(z: Sequence[float]) -> list[float]:
     """By the definition, one number at a time."""
     total = sum(math.exp(a) for a in z)
     return [math.exp(a) / total for a in z]
+
+
+def small_config(**given: Any) -> ModelConfig:
+    """A model of two layers, 8 channels and 7 ids, with what is ``given`` changed."""
+    plain: dict[str, Any] = {"vocab_size": 7, "hidden_size": 8, "intermediate_size": 16, "num_layers": 2}
+    plain |= {"num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "max_positions": 16}
+    return ModelConfig(**(plain | given))

@@ -63,11 +63,11 @@ def uses(check: book.Place, home: book.Place) -> bool:
 def wrong_numbers(chapter: book.Chapter) -> list[str]:
     """A decimal number in the prose of 'By hand' is one that its examples were given or have printed."""
     shown = "\n".join(f"{e.code}\n{e.output or ''}" for e in chapter.examples if e.section == "By hand")
-    there = set(re.findall(r"\d+\.\d+", shown))
+    there = {float(number) for number in re.findall(r"\d+\.\d+", shown)}
     found = []
     displays = [(line, math) for line, math in chapter.displays if section_of(chapter, line) == "By hand"]
     for line, text in [(n, text) for n, section, text in chapter.prose if section == "By hand"] + displays:
-        found += [f"line {line}: {number}" for number in re.findall(r"\d+\.\d+", text) if number not in there]
+        found += [f"line {line}: {number}" for number in re.findall(r"\d+\.\d+", text) if float(number) not in there]
     return found
 
 

@@ -1,9 +1,8 @@
 """Chapter 2: the look-up as a product with one-hot rows, its gradient by autograd, and how fresh weights are spread."""
 
 import torch
-from math_cases import by_autograd, numbers, same
+from math_cases import by_autograd, numbers, same, small_config
 
-from minitune.config import ModelConfig
 from minitune.models.base import LanguageModel
 from minitune.models.decoder import Decoder
 from minitune.models.gpt import GPT
@@ -12,11 +11,6 @@ from minitune.ops.embedding import embedding, embedding_backward
 
 V, C = 7, 3
 IDS = torch.tensor([[2, 0, 2, 5], [5, 5, 6, 2]])
-
-
-def shape(**given) -> ModelConfig:
-    plain: dict = {"vocab_size": V, "hidden_size": 8, "intermediate_size": 16, "num_layers": 2, "num_heads": 2}
-    return ModelConfig(**(plain | {"num_kv_heads": 2, "head_dim": 4, "max_positions": 16} | given))
 
 
 def test_a_look_up_is_a_product() -> None:
@@ -45,7 +39,7 @@ def test_the_table_gets_the_sum() -> None:
 
 def test_learned_positions_are_added() -> None:
     """EMB-2: with no block in between, the norm's input is the sum of the two rows; so is its gradient."""
-    model = GPT(shape(form="gpt", learned_positions=True), compute_dtype=torch.float64).double()
+    model = GPT(small_config(form="gpt", learned_positions=True), compute_dtype=torch.float64).double()
     model.initialize(0)
     model.blocks = torch.nn.ModuleList()
     assert model.positions is not None
@@ -62,12 +56,12 @@ def test_learned_positions_are_added() -> None:
 
 def test_fresh_weights_are_normal() -> None:
     """EMB-3: mean 0 and a spread of 0.02, by 200,000 of them; norms 1; the same for a seed."""
-    model: LanguageModel = Decoder(shape(vocab_size=4000, hidden_size=50, head_dim=4))
+    model: LanguageModel = Decoder(small_config(vocab_size=4000, hidden_size=50, head_dim=4))
     model.initialize(seed=3)
     E = model.embed.weight.detach().double()
     assert abs(float(E.mean())) < 5 * 0.02 / E.numel() ** 0.5
     assert abs(float(E.std()) / 0.02 - 1) < 5 / (2 * E.numel()) ** 0.5
     assert torch.equal(model.norm.weight, torch.ones(50))
-    again: LanguageModel = Decoder(shape(vocab_size=4000, hidden_size=50, head_dim=4))
+    again: LanguageModel = Decoder(small_config(vocab_size=4000, hidden_size=50, head_dim=4))
     again.initialize(seed=3)
     assert torch.equal(again.embed.weight, model.embed.weight)
