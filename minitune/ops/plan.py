@@ -119,9 +119,9 @@ def in_sight(at_q: Tensor, at_k: Tensor, causal: bool, window: int | None) -> Te
     i, j = at_q[..., :, None], at_k
     seen = torch.ones_like(i, dtype=torch.bool) & torch.ones_like(j, dtype=torch.bool)
     if causal:
-        seen = seen & (j <= i)
+        seen = seen & (j <= i)  # ATT-4
     if window is not None:
-        seen = seen & (j > i - window)
+        seen = seen & (j > i - window)  # ATT-4
     return seen
 
 
