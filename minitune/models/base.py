@@ -58,7 +58,7 @@ class LanguageModel(nn.Module, ABC):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token ``(..., V)`` for ``hidden (..., C)``, capped where the model caps them."""
-        z = self.head(hidden)
+        z = self.head(hidden)  # HEAD-1
         cap = self.config.logit_softcap
         return z if cap is None else cap * torch.tanh(z / cap)
 
@@ -82,7 +82,7 @@ class LanguageModel(nn.Module, ABC):
     def tie(self) -> None:
         """Make the head the embedding where the configuration says so (again, after weights were replaced)."""
         if self.config.tie_embeddings:
-            self.head.weight = self.embed.weight
+            self.head.weight = self.embed.weight  # HEAD-2, HEAD-5
 
     @torch.no_grad()
     def initialize(self, seed: int, std: float = 0.02) -> None:
@@ -95,4 +95,4 @@ class LanguageModel(nn.Module, ABC):
                 weight.fill_(0.0 if name.endswith("bias") else 1.0 - self.config.norm_offset)
                 continue
             scale = 1.0 / math.sqrt(2 * self.config.num_layers) if "o_proj" in name or "down_proj" in name else 1.0
-            weight.copy_(torch.randn(weight.shape, generator=generator) * (std * scale))  # EMB-3
+            weight.copy_(torch.randn(weight.shape, generator=generator) * (std * scale))  # EMB-3, RES-5

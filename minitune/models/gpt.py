@@ -59,7 +59,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, plan: AttentionPlan, cache: KVCache | None) -> Tensor:
         y = self.attention(self.attention_norm(x), rotation, plan, cache)  # (B, T, C)
         if self.parallel:
-            return x + y + self.mlp(self.mlp_norm(x))
+            return x + y + self.mlp(self.mlp_norm(x))  # RES-4
         x = x + y
         return x + self.mlp(self.mlp_norm(x))
 

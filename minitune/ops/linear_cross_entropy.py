@@ -151,8 +151,8 @@ def _through_head(
     """From ``dz (M, V)`` of the trained rows, in float32 or wider, to the gradients of the head's three inputs."""
     kept = targets != IGNORE
     dx = torch.zeros_like(x)
-    dx[kept] = (dz @ weight.to(dz.dtype)).to(x.dtype)
-    dweight = dz.T @ x[kept].to(dz.dtype)
+    dx[kept] = (dz @ weight.to(dz.dtype)).to(x.dtype)  # HEAD-3
+    dweight = dz.T @ x[kept].to(dz.dtype)  # HEAD-4
     return dx, dweight.to(weight.dtype), None if bias is None else dz.sum(0).to(bias.dtype)
 
 
@@ -168,4 +168,4 @@ def _trained_rows(x: Tensor, targets: Tensor, token_weight: Tensor | None) -> tu
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x W^T + b`` in the type of ``x``; the head may be kept in a wider type than the activations."""
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))  # HEAD-1
