@@ -52,12 +52,19 @@ def without_home(
 
 
 def uses(check: book.Place, home: book.Place) -> bool:
+    """Whether a test names something public of the file, itself or in a helper of its own file that it calls."""
     source = (book.CHECKOUT / check.path).read_text(encoding="utf-8")
-    nodes = {node.name: node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)}
-    body = nodes[check.name.split(".")[-1]]
-    words = {node.id for node in ast.walk(body) if isinstance(node, ast.Name)}
-    words |= {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute)}
+    functions = {node.name: node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)}
+    words = words_of(functions[check.name.split(".")[-1]])
+    for helper in words & set(functions):
+        words |= words_of(functions[helper])
     return bool(words & book.public_names(home.module))
+
+
+def words_of(function: ast.FunctionDef) -> set[str]:
+    nodes = list(ast.walk(function))
+    words = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return words | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
 def wrong_numbers(chapter: book.Chapter) -> list[str]:
