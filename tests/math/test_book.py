@@ -68,14 +68,19 @@ def words_of(function: ast.FunctionDef) -> set[str]:
 
 
 def wrong_numbers(chapter: book.Chapter) -> list[str]:
-    """A decimal number in the prose of 'By hand' is one that its examples were given or have printed."""
+    """A decimal or long number in the prose of 'By hand' is one that its examples were given or have printed."""
     shown = "\n".join(f"{e.code}\n{e.output or ''}" for e in chapter.examples if e.section == "By hand")
-    there = {float(number) for number in re.findall(r"\d+\.\d+", shown)}
-    found = []
+    there = {value(number) for number in re.findall(r"\d+\.?\d*", re.sub(r"(?<=\d)[,_](?=\d{3})", "", shown))}
     displays = [(line, math) for line, math in chapter.displays if section_of(chapter, line) == "By hand"]
+    found = []
     for line, text in [(n, text) for n, section, text in chapter.prose if section == "By hand"] + displays:
-        found += [f"line {line}: {number}" for number in re.findall(r"\d+\.\d+", text) if float(number) not in there]
+        numbers = re.findall(r"\d{1,3}(?:,\d{3})+|\d+\.\d+", text)
+        found += [f"line {line}: {number}" for number in numbers if value(number) not in there]
     return found
+
+
+def value(number: str) -> float:
+    return float(number.replace(",", ""))
 
 
 def section_of(chapter: book.Chapter, line: int) -> str:
@@ -224,6 +229,7 @@ def test_a_good_chapter_passes() -> None:
         (wrong_shape, "**CE-1**", "**CE-2**"),
         (wrong_shape, "```text\n1.5\n```\n", ""),
         (wrong_numbers, "is 1.5", "is 1.6"),
+        (wrong_numbers, "is 1.5", "is 1.5 and not 1,500"),
         (wrong_numbers, "```python", "$$\nx = 0.25\n$$\n\n```python"),
         (unsafe_math, "y = x / 2", r"a \\ b"),
         (unsafe_math, "y = x / 2", r"\{a\}"),
