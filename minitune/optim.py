@@ -7,7 +7,7 @@ AdamW (Kingma & Ba, arXiv 1412.6980; Loshchilov & Hutter, arXiv 1711.05101), for
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -90,6 +90,15 @@ class AdamW:
                 eps=self.eps,
                 maximize=False,
             )
+
+    @torch.no_grad()
+    def updates(self, lr: float) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """``(name, weight, update)`` of each parameter: what a step at ``lr`` with these moments takes away from it."""
+        b1, b2 = self.betas
+        for name, w in self.parameters.items():
+            m, v = self.m[name] / (1 - b1**self.steps), self.v[name] / (1 - b2**self.steps)
+            update = m.div_(v.sqrt_().add_(self.eps)).mul_(lr)
+            yield name, w, update + lr * self.weight_decay * w if self.weight_decay and w.ndim > 1 else update
 
     def zero_grad(self) -> None:
         """Forget the gradients, and their memory."""

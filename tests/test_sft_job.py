@@ -78,7 +78,7 @@ def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
 def test_every_row_once_an_epoch(tmp_path: Path) -> None:
     run = Run(config(tmp_path, epochs=2))
     tokens = [sum(batch.trained_tokens for batch in step) for step in run._batches()]
-    once = sum(int(example.trained.sum()) for example in run.data.train)
+    once = sum(int(example.trained.sum()) for example in run.ready.data.train)
     assert sum(tokens[:7]) == sum(tokens[7:]) == once
 
 
@@ -114,8 +114,8 @@ def test_long_rows_stop_the_run_or_are_counted(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"rows.jsonl line \d+ .*over --max-length 80"):
         Run(config(tmp_path, max_length=80))
     run = Run(config(tmp_path, max_length=80, on_long="drop", out=str(tmp_path / "b")))
-    assert run.data.long_rows == 60 - len(run.data.train) - len(run.data.val) > 0
-    assert max(len(example.ids) for example in run.data.train) <= 80
+    assert run.ready.data.long_rows == 60 - len(run.ready.data.train) - len(run.ready.data.val) > 0
+    assert max(len(example.ids) for example in run.ready.data.train) <= 80
     with pytest.raises(DataError, match="no row is left"):
         Run(config(tmp_path, max_length=5, on_long="drop", out=str(tmp_path / "c")))
     with pytest.raises(ConfigError, match="more than the 512 positions"):
@@ -127,8 +127,8 @@ def test_validation_from_its_own_file_is_checked_for_leaks(tmp_path: Path) -> No
     own = tmp_path / "val.jsonl"
     own.write_text("".join(lines[:2] + lines[900:905]), encoding="utf-8")
     run = Run(config(tmp_path, val=str(own)))
-    assert len(run.data.val.rows) == 7
-    assert run.data.leaked_rows >= 2
+    assert len(run.ready.data.val.rows) == 7
+    assert run.ready.data.leaked_rows >= 2
 
 
 def test_an_adapter_finds_its_base_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_trained_weights_are_float32_under_bfloat16_compute(tmp_path: Path) -> N
     for method in ("lora", "full"):
         run = Run(config(tmp_path, method=method, dtype="bfloat16", max_steps=1, out=str(tmp_path / method)))
         run.finish()
-        assert {w.dtype for w in run.optimizer.parameters.values()} == {torch.float32}
+        assert {w.dtype for w in run.ready.optimizer.parameters.values()} == {torch.float32}
         assert run.model(torch.tensor([[1, 5]])).dtype == torch.bfloat16
 
 

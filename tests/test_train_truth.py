@@ -506,7 +506,7 @@ def test_a_run_that_breaks_keeps_its_batch_and_writes_no_model(material: Path, t
     assert 2 <= kept["step"] <= 3
     assert len(kept["batches"]) == 2
     assert all(len(batch["ids"]) == len(batch["targets"]) == 2 for batch in kept["batches"])
-    encoded = {tuple(row.ids[:-1]) for row in run.data.train}
+    encoded = {tuple(row.ids[:-1]) for row in run.ready.data.train}
     for batch in kept["batches"]:
         for ids in batch["ids"]:
             assert any(tuple(ids[: len(row)]) == row and not any(ids[len(row) :]) for row in encoded)

@@ -12,6 +12,7 @@ import minitune
 from minitune.errors import MinituneError, nearest
 
 COMMANDS = {
+    "demo": "the main job in about a minute: a tiny model is measured, fine-tuned, and measured again",
     "info": "what a model folder is: shape, parameters, tokenizer, every tensor accounted for",
     "generate": "continue a prompt, or answer it with --chat",
     "chat": "a conversation in the terminal, with /undo, /retry and /save",
@@ -19,6 +20,8 @@ COMMANDS = {
     "pull": "fetch an open model: safetensors, config and tokenizer over HTTPS, resumable, checked by hash",
     "data": "instruction files: check them line by line, clean them, split them without leaks",
     "sft": "masked supervised fine-tuning: a model folder and an instruction file in, a tuned model out",
+    "pretrain": "the same loop on plain text: go on with a model, or make one from zero",
+    "recipes": "settings that ship, with the time, memory and loss that they were measured at",
     "eval": "loss, perplexity and metrics of the answers that a model gives: exact match, labels, BLEU, ROUGE",
     "merge": "an adapter and its base become one plain folder, the difference measured",
 }
@@ -30,7 +33,7 @@ A from-scratch Transformer and supervised fine-tuning engine in plain PyTorch.
 {commands}
 
 minitune COMMAND --help explains a command and every flag. Start with:
-  minitune generate tiny "Once upon a time" --max-tokens 20
+  minitune demo
   minitune sft --model tiny --data YOUR_ROWS.jsonl --out runs/first
   minitune generate runs/first "YOUR QUESTION" --chat
 """

@@ -40,12 +40,14 @@ def parse(cls: type[T], command: str, args: Sequence[str]) -> T:
 
 
 def with_toml(cls: type[Any], args: Sequence[str]) -> list[str]:
-    """Where the first word is a TOML file, its settings as flags, put before the others so that those win."""
+    """Where the first word is a TOML file or a recipe, its settings as flags, before the others so that those win."""
     if not args or args[0].startswith("-"):
         return list(args)
     path = Path(args[0])
     if path.suffix != ".toml":
-        raise ConfigError(f"{args[0]!r} is neither a flag nor a .toml file of settings")
+        from minitune.jobs.recipes import recipe_path
+
+        path = recipe_path(args[0])
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from minitune.chat import AnyTemplate
-from minitune.config import SFTConfig
+from minitune.config import PretrainConfig, TrainConfig
+from minitune.data.batch import epoch_order
 from minitune.data.formats import Row, bad_rows_message
 from minitune.data.sources import copies, parse_source
 from minitune.data.split import split_groups
@@ -132,13 +133,15 @@ def data_specs(text: str) -> list[str]:
 
 
 def recipe_of(
-    config: SFTConfig, template: AnyTemplate, stop_ids: Sequence[int], positions: int, *, named: bool
+    config: TrainConfig, template: AnyTemplate, stop_ids: Sequence[int], positions: int, *, named: bool
 ) -> Recipe:
     """The recipe that the settings ask for; ``positions`` is what the model was made for."""
     max_length = config.max_length or min(positions, LONGEST_DEFAULT)
     if max_length > positions:
         raise ConfigError(f"--max-length {max_length} is more than the {positions} positions of this model")
+    text_only = isinstance(config, PretrainConfig)
     return Recipe(
+        text_only=text_only,
         template=template,
         template_named=named,
         stop_ids=tuple(stop_ids),
@@ -149,7 +152,7 @@ def recipe_of(
 
 
 def prepare(
-    config: SFTConfig,
+    config: TrainConfig,
     tokenizer: Tokenizer,
     folder: Path,
     recipe: Recipe,
@@ -199,8 +202,10 @@ def first_rows(part: Part, count: int) -> list[int]:
     return list(found)
 
 
-def split(main: Prepared, val: float | int, config: SFTConfig) -> tuple[Part, Part]:
-    """Training and validation, rows with the same question in one of them."""
+def split(main: Prepared, val: float | int, config: TrainConfig) -> tuple[Part, Part]:
+    """Training and validation, rows with the same question in one of them; of plain text, its pieces are drawn."""
+    if config.on_long == "split":
+        return _split_pieces(main, val, config)
     total = len(main.store.numbers)
     wanted = int(val) if val >= 1 else math.floor(val * total + 0.5)
     if not 0 < wanted < total:
@@ -217,6 +222,20 @@ def split(main: Prepared, val: float | int, config: SFTConfig) -> tuple[Part, Pa
     return Part(main.store, np.flatnonzero(~inside)), Part(main.store, np.flatnonzero(inside))
 
 
+def _split_pieces(main: Prepared, val: float | int, config: TrainConfig) -> tuple[Part, Part]:
+    """Some pieces of the text for validation: one long document is many pieces."""
+    total = len(main.store)
+    wanted = int(val) if val >= 1 else math.floor(val * total + 0.5)
+    if not 0 < wanted < total:
+        raise DataError(
+            f"{config.data}: --val {config.val} of {total:,} pieces of {config.max_length or 'the longest'} tokens "
+            "leaves nothing on one side; ask for another share, or pass --val 0 for no validation"
+        )
+    chosen = np.zeros(total, bool)
+    chosen[epoch_order(total, seed=config.seed, epoch=-1)[:wanted]] = True
+    return Part(main.store, np.flatnonzero(~chosen)), Part(main.store, np.flatnonzero(chosen))
+
+
 def shared_questions(train: np.ndarray, val: np.ndarray) -> int:
     """How many rows of ``val`` ask what a row of ``train`` asks; both are hashes, a row of bytes each."""
     kind = f"V{train.shape[1]}"
@@ -227,14 +246,14 @@ def shared_questions(train: np.ndarray, val: np.ndarray) -> int:
     return int((known[np.searchsorted(known, asked).clip(max=len(known) - 1)] == asked).sum())
 
 
-def refuse(prepared: Prepared, config: SFTConfig, recipe: Recipe, positions: int) -> None:
+def refuse(prepared: Prepared, config: TrainConfig, recipe: Recipe, positions: int) -> None:
     """Raise DataError for the first of ``refusals``."""
     found = refusals(prepared, config, recipe, positions)
     if found:
         raise DataError(found[0])
 
 
-def refusals(prepared: Prepared, config: SFTConfig, recipe: Recipe, positions: int) -> list[str]:
+def refusals(prepared: Prepared, config: TrainConfig, recipe: Recipe, positions: int) -> list[str]:
     """Why no run starts on these rows: bad and too long ones, where these are errors, or a mask that is wrong."""
     report, found = prepared.report, []
     if prepared.bad_rows and config.on_bad == "error":

@@ -22,7 +22,7 @@ from minitune.errors import DataError
 from minitune.mask_report import Checks, MaskReport
 from minitune.tokenizer import Tokenizer, load_tokenizer
 
-OnLong = Literal["error", "drop", "truncate-history"]
+OnLong = Literal["error", "drop", "truncate-history", "split"]
 PLAIN_LAYOUTS = ("completion", "text")
 CHUNK = 512
 ALONE_S = 2.0
@@ -34,7 +34,8 @@ class Recipe:
     """All that decides how a row becomes examples, beside the tokenizer.
 
     ``stop_ids``: what the generator stops on. Rows of plain text and of prompt and completion are written by the
-    plain template, unless ``template_named`` says that the user asked for this one.
+    plain template, unless ``template_named`` says that the user asked for this one. ``text_only``: other rows than
+    plain text are refused, since every token is to be trained.
     """
 
     template: AnyTemplate
@@ -43,6 +44,7 @@ class Recipe:
     train_on: Literal["all", "last"]
     max_length: int
     on_long: OnLong
+    text_only: bool = False
 
     def template_of(self, row: Row) -> AnyTemplate:
         """The template that writes a row."""
@@ -94,7 +96,7 @@ class Encoder:
             questions.append((number, digest(question_text(row))))
             for example in fitted.examples:
                 weights = [weight * row.weight for weight in example.weights] if row.weight != 1 else example.weights
-                made.append((number, example.ids, weights))
+                made += [(number, ids, w) for ids, w in pieces(example.ids, weights, self.recipe.max_length)]
         return Chunk(Piece.of(made, questions), report, long, refused)
 
     def row(self, row: Row) -> "Fitted":
@@ -102,6 +104,8 @@ class Encoder:
 
         Raises DataError where the template has no form for it, ConfigError for a tokenizer that lacks its tokens.
         """
+        if self.recipe.text_only and row.layout != "text":
+            raise DataError(f"is a row of {row.layout}; pretrain takes plain text (`text`), sft takes conversations")
         template, limit = self.recipe.template_of(row), self.recipe.max_length
         stop_id, _ = self.stop_and_checks(template)
 
@@ -110,6 +114,8 @@ class Encoder:
 
         found, messages, shortened = made(row.messages), row.messages, False
         tokens = longest = max((len(example.ids) for example in found), default=0)
+        if self.recipe.on_long == "split":
+            return Fitted(found)
         if longest > limit and self.recipe.on_long != "truncate-history":
             return Fitted([], tokens=tokens)
         while longest > limit and len(fewer := without_oldest(messages)) < len(messages):
@@ -123,6 +129,16 @@ class Encoder:
             return Fitted([], tokens=tokens)
         complete = short.trained_tokens == found[-1].trained_tokens
         return Fitted([short], shortened=shortened, cut=not complete)
+
+
+def pieces(ids: Sequence[int], weights: Sequence[float], limit: int) -> Iterator[tuple[Sequence[int], list[float]]]:
+    """A text in pieces of at most ``limit`` ids, so that each id but the first is predicted exactly once.
+
+    A piece begins with the last id of the one before it, which it only reads.
+    """
+    yield ids[:limit], list(weights[:limit])
+    for start in range(limit - 1, len(ids) - 1, limit - 1):
+        yield ids[start : start + limit], [0.0, *weights[start + 1 : start + limit]]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from itertools import count
 
 import numpy as np
 
-from minitune.config import SFTConfig
+from minitune.config import TrainConfig
 from minitune.data.batch import epoch_order
 from minitune.data.pack import Packed, fill, packed_epoch
 from minitune.jobs.dataset import Dataset
@@ -19,7 +19,7 @@ class Feed:
     the last of an epoch may be fewer, so that every example is seen exactly once an epoch (or as the weights say).
     """
 
-    def __init__(self, config: SFTConfig, data: Dataset):
+    def __init__(self, config: TrainConfig, data: Dataset):
         self.config, self.data = config, data
         self.lengths = data.train.lengths.astype(np.int32)
 

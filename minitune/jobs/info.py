@@ -9,7 +9,8 @@ from minitune.adapters import LoRAConfig, add_lora, load_adapter
 from minitune.chat import template_for
 from minitune.checkpoint import Checkpoint, load_checkpoint
 from minitune.errors import ConfigError, TokenizerError
-from minitune.jobs.load import inference_bytes, resolve, tokenizer_of
+from minitune.jobs.load import resolve, tokenizer_of
+from minitune.memory_plan import inference_bytes
 
 # Weight, gradient and two moments, four bytes each.
 TRAINED_BYTES = 16

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from minitune.adapters.peft_layout import ADAPTER_CONFIG, base_of, load_adapter
 from minitune.checkpoint import CONFIG, Checkpoint, load_checkpoint
 from minitune.device import pick_device, pick_dtype, pick_ops
@@ -80,10 +78,3 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     if tokenizer.eos_id is not None and tokenizer.eos_id not in model.stop_ids:
         model.stop_ids = (*model.stop_ids, tokenizer.eos_id)
     return tokenizer
-
-
-def inference_bytes(model: LanguageModel, dtype: torch.dtype) -> int:
-    """Bytes of the weights and of a full cache for one row, in ``dtype``."""
-    config = model.config
-    cache = 2 * config.num_layers * config.max_positions * config.num_kv_heads * config.head_dim
-    return (sum(w.numel() for w in model.parameters()) + cache) * dtype.itemsize

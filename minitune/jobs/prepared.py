@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minitune.chat import terminator
-from minitune.config import SFTConfig
+from minitune.config import TrainConfig
 from minitune.data.formats import BadRow, Row, entries, refuse_bad
 from minitune.data.layouts import Columns
 from minitune.data.sources import check_used, parse_columns
@@ -111,7 +111,7 @@ class Preparation:
     """Makes stores of examples, or opens them where they were made before."""
 
     def __init__(
-        self, config: SFTConfig, tokenizer: Tokenizer, folder: Path, recipe: Recipe, progress: Progress | None = None
+        self, config: TrainConfig, tokenizer: Tokenizer, folder: Path, recipe: Recipe, progress: Progress | None = None
     ):
         self.config, self.tokenizer, self.folder = config, tokenizer, folder
         self.recipe, self.progress = recipe, progress
@@ -136,7 +136,7 @@ class Preparation:
     def _key(self, files: Sequence[str], limit: int) -> str:
         """A hash of everything that decides what is prepared."""
         # Whether a long row is an error is decided when the store is used.
-        on_long = "truncate-history" if self.recipe.on_long == "truncate-history" else "drop"
+        on_long = self.recipe.on_long if self.recipe.on_long in ("truncate-history", "split") else "drop"
         settings = asdict(replace(self.recipe, template=self.recipe.template.fingerprint, on_long=on_long))
         parts: dict[str, Any] = {
             "files": [(name, sha256(Path(name)) if Path(name).is_file() else "") for name in files],

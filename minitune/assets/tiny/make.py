@@ -3,9 +3,10 @@
     python -m minitune.assets.tiny.make tokenizer                  the sentencepiece model
     python -m minitune.assets.tiny.make rows                       rows.jsonl, instructions to tune the model with
     python -m minitune.assets.tiny.make pretrain [--tokens 40e6]   the weights; the loss curve goes to curve.jsonl
+    python -m minitune.assets.tiny.make text --out FILE            documents for minitune pretrain
 
-Everything is seeded. All three are written beside this file, the weights into ``--out`` where that is given. README.md
-there says how what ships was made.
+Everything is seeded. The first three are written beside this file, the weights into ``--out`` where that is given.
+README.md there says how what ships was made.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import torch
 
 from minitune.chat import ALPACA, Message
 from minitune.chat.script import Kind, script
-from minitune.checkpoint import save_checkpoint
+from minitune.checkpoint import load_checkpoint, save_checkpoint
 from minitune.config import ModelConfig
 from minitune.data.batch import Batch
 from minitune.data.world import documents, vocabulary, write_instructions
@@ -124,13 +125,14 @@ def make_tokenizer() -> None:
 # ---- batches
 
 
-def chunk_of_ids(number: int) -> list[np.ndarray]:
+def chunk_of_ids(number: int, shares: dict[str, float] | None = None) -> list[np.ndarray]:
     """The documents of one chunk, each as ``bos ids eos``; runs in a process of its own."""
     tokenizer = load_tokenizer(HERE)
     assert tokenizer.bos_id is not None
     assert tokenizer.eos_id is not None
     ends = tokenizer.bos_id, tokenizer.eos_id
-    return [np.array([ends[0], *tokenizer.encode(d), ends[1]], np.int16) for d in documents(CHUNK, seed=number)]
+    texts = documents(CHUNK, seed=number, shares=shares)
+    return [np.array([ends[0], *tokenizer.encode(text), ends[1]], np.int16) for text in texts]
 
 
 def padded(rows: list[np.ndarray], device: torch.device) -> Batch:
@@ -161,14 +163,15 @@ def batches(rows: list[np.ndarray], tokens: int, rng: random.Random) -> list[lis
     return out
 
 
-def stream(tokens: int, processes: int, device: torch.device) -> Iterator[list[Batch]]:
+def stream(args: argparse.Namespace, device: torch.device) -> Iterator[list[Batch]]:
     """Endless batches: chunk after chunk, made ahead by other processes."""
     rng = random.Random("minitune tiny")
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        ahead = [pool.submit(chunk_of_ids, number) for number in range(1, 2 * processes + 1)]
-        for number in itertools.count(2 * processes + 1):
+    tokens, first, ahead_of = args.batch_tokens, args.chunk, 2 * args.processes
+    with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        ahead = [pool.submit(chunk_of_ids, number, args.shares) for number in range(first, first + ahead_of)]
+        for number in itertools.count(first + ahead_of):
             rows = ahead.pop(0).result()
-            ahead.append(pool.submit(chunk_of_ids, number))
+            ahead.append(pool.submit(chunk_of_ids, number, args.shares))
             for batch in batches(rows, tokens, rng):
                 yield [padded(batch, device)]
 
@@ -183,9 +186,12 @@ def pretrain(args: argparse.Namespace) -> None:
     """
     device = torch.device(args.device)
     out: Path = args.out
-    held_out = [padded(b, device) for b in batches(chunk_of_ids(0)[:2000], 16_384, random.Random(0))]
-    model = build(SHAPE).to(device)
-    model.initialize(seed=0, std=0.05)
+    held_out = [padded(b, device) for b in batches(chunk_of_ids(0)[:1000], 16_384, random.Random(0))]
+    if args.start:
+        model = load_checkpoint(args.start, device=device, dtype=torch.float32).model
+    else:
+        model = build(SHAPE).to(device)
+        model.initialize(seed=0, std=0.05)
     optimizer = AdamW(dict(model.named_parameters()), betas=(0.9, 0.95), weight_decay=0.1)
     steps = math.ceil(args.tokens / args.batch_tokens / 0.95)  # a batch holds a little padding
     start, seen, curve = time.perf_counter(), 0, []
@@ -194,9 +200,9 @@ def pretrain(args: argparse.Namespace) -> None:
         return evaluate(model, held_out) if done % args.every == 0 or done == steps else None
 
     def rate(step: int) -> float:
-        return learning_rate(step, steps, peak=args.lr, warmup=200, schedule="cosine")
+        return learning_rate(step, steps, peak=args.lr, warmup=args.warmup, schedule="cosine")
 
-    work = itertools.islice(stream(args.batch_tokens, args.processes, device), steps)
+    work = itertools.islice(stream(args, device), steps)
     for report in train(model, optimizer, work, lr=rate, validate=validate):
         seen += report.tokens
         if report.validation is None:
@@ -224,20 +230,33 @@ def write_folder(model: LanguageModel, out: Path) -> None:
     write_json(out / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
 
 
+def write_documents(args: argparse.Namespace) -> None:
+    """Documents as JSON Lines of ``text``, for ``minitune pretrain``."""
+    made = documents(args.documents, seed=args.chunk, shares=args.shares)
+    write_text(args.out, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in made))
+
+
 def main() -> None:
-    """Make one of the three parts."""
+    """Make one of the parts."""
     parser = argparse.ArgumentParser(prog="python -m minitune.assets.tiny.make", description=__doc__)
-    parser.add_argument("part", choices=("tokenizer", "rows", "pretrain"))
+    parser.add_argument("part", choices=("tokenizer", "rows", "pretrain", "text"))
     parser.add_argument("--tokens", type=float, default=40e6, help="how many tokens to train on")
     parser.add_argument("--batch-tokens", type=int, default=8192, help="tokens of an optimizer step, padding counted")
     parser.add_argument("--lr", type=float, default=3e-3, help="the highest learning rate")
     parser.add_argument("--every", type=int, default=250, help="steps from one look at the held-out text to the next")
+    parser.add_argument("--warmup", type=int, default=200, help="steps on which the learning rate rises")
+    parser.add_argument("--start", type=Path, help="folder of weights to go on from; by itself from random ones")
+    parser.add_argument("--shares", type=json.loads, help='which documents, how often: {"reversed": 70, "drill": 30}')
+    parser.add_argument("--chunk", type=int, default=1, help="the first chunk of text, from 1; the seed of a text")
+    parser.add_argument("--documents", type=int, default=CHUNK, help="how many documents a text has")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1, help="processes that write text")
     parser.add_argument("--out", type=Path, default=HERE, help="folder for the weights and the loss curve")
     args = parser.parse_args()
     if args.part == "tokenizer":
         make_tokenizer()
+    elif args.part == "text":
+        write_documents(args)
     elif args.part == "rows":
         write_instructions(HERE / "rows.jsonl", ROWS, seed=0)
     else:

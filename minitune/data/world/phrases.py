@@ -33,8 +33,16 @@ ASK: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
             ("What colour is the {t}?", "The {t} is {c}."),
             ("Which colour does the {t} have?", "The {t} is {c}."),
         ),
-        "more": (("Who has more {f}?", "{p} has more {f}."), ("Who has the most {f}?", "{p} has the most {f}.")),
-        "fewer": (("Who has fewer {f}?", "{p} has fewer {f}."), ("Who has the fewest {f}?", "{p} has the fewest {f}.")),
+        "stands": (("Who is in the {l}?", "{p} is in the {l}."), ("Who waits in the {l}?", "{p} is in the {l}.")),
+        "counted": (("Who has {n} {f}?", "{p} has {n} {f}."), ("Whose are the {n} {f}?", "{p} has {n} {f}.")),
+        "more": (
+            ("Who has more {f}?", "The most is {n}, so {p} has more {f}."),
+            ("Who has the most {f}?", "The most is {n}, so {p} has the most {f}."),
+        ),
+        "fewer": (
+            ("Who has fewer {f}?", "The fewest is {n}, so {p} has fewer {f}."),
+            ("Who has the fewest {f}?", "The fewest is {n}, so {p} has the fewest {f}."),
+        ),
         "moved": (
             ("Where is {p} now?", "{p} is in the {l} now."),
             ("Where can we find {p} now?", "{p} is in the {l} now."),
@@ -91,8 +99,16 @@ ASK: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
         "who": (("谁有{t}？", "{p}有{t}。"), ("{t}是谁的？", "{p}有{t}。")),
         "where": (("{p}在哪里？", "{p}在{l}里。"), ("{p}在什么地方？", "{p}在{l}里。")),
         "colour": (("{t}是什么颜色的？", "{t}是{c}的。"), ("{t}的颜色是什么？", "{t}是{c}的。")),
-        "more": (("谁的{f}更多？", "{p}的{f}更多。"), ("谁的{f}最多？", "{p}的{f}最多。")),
-        "fewer": (("谁的{f}更少？", "{p}的{f}更少。"), ("谁的{f}最少？", "{p}的{f}最少。")),
+        "stands": (("谁在{l}里？", "{p}在{l}里。"), ("在{l}里的是谁？", "{p}在{l}里。")),
+        "counted": (("谁有{n}个{f}？", "{p}有{n}个{f}。"), ("{n}个{f}是谁的？", "{p}有{n}个{f}。")),
+        "more": (
+            ("谁的{f}更多？", "最多的是{n}个，{p}的{f}更多。"),
+            ("谁的{f}最多？", "最多的是{n}个，{p}的{f}最多。"),
+        ),
+        "fewer": (
+            ("谁的{f}更少？", "最少的是{n}个，{p}的{f}更少。"),
+            ("谁的{f}最少？", "最少的是{n}个，{p}的{f}最少。"),
+        ),
         "moved": (("{p}现在在哪里？", "{p}现在在{l}里。"), ("现在去哪里找{p}？", "{p}现在在{l}里。")),
         "count": (("列表里有几样东西？", "一共有{n}样东西。"), ("数一数列表里的东西。", "一共有{n}样东西。")),
         "first": (("列表里第一个是什么？", "第一个是{x}。"), ("说出列表里的第一个。", "第一个是{x}。")),

@@ -106,8 +106,8 @@ def counting(make: Maker) -> Scene:
     test = held_out("more", *(f"{people[i]} {words.number(numbers[i])}" for i in order))
     sentences = [make.tell("count", p=p, n=words.quantity(n), f=food) for p, n in zip(people, numbers, strict=True)]
     questions = [
-        make.asked("more", test, p=people[order[-1]], f=food),
-        make.asked("fewer", test, p=people[order[0]], f=food),
+        make.asked(kind, test, p=people[i], n=words.quantity(numbers[i]), f=food)
+        for kind, i in (("more", order[-1]), ("fewer", order[0]))
     ]
     rng.shuffle(questions)
     return Scene(story=make.join(sentences), questions=questions)

@@ -177,14 +177,26 @@ SHEETS: dict[str, dict[str, tuple]] = {
 The headings of the Alpaca template are among them, but never the three together: the form is for fine-tuning to teach.
 """
 
-REGISTERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+PAIRED: dict[str, tuple[tuple[str, str, str], ...]] = {
     "en": (
-        ("{x}: {y}.", "{x}, {y};", "{x} and {y}.", "{y} for {x}.", "{x} goes with {y}.", "{x} is beside {y}."),
-        ("{x}? {y}.", "{x}: {y}.", "What goes with {x}? {y}.", "{x} goes with {y}.", "Beside {x} is {y}."),
+        (": ", ": ", ".\n"),
+        (": ", "? ", ". "),
+        (" and ", " and ", ". "),
+        (" and ", ": ", ".\n"),
+        (", ", "? ", "; "),
+    ),
+    "zh": (("：", "：", "。\n"), ("：", "？", "。"), ("和", "和", "。"), ("和", "：", "。\n"), ("，", "？", "；")),
+}
+"""How pairs are written: what stands between the two where they are told, where they are asked for, and behind."""
+
+ORDERS: dict[str, tuple[str, ...]] = {
+    "en": (
+        "{list}: the most is {most}.", "{list}: the fewest is {least}.",
+        "{list}. The most is {most}, the fewest is {least}.", "{list}. The fewest is {least}, the most is {most}.",
     ),
     "zh": (
-        ("{x}：{y}。", "{x}，{y}；", "{x}和{y}。", "{x}在{y}的旁边。", "{x}的旁边是{y}。"),
-        ("{x}？{y}。", "{x}：{y}。", "和{x}一起的是什么？{y}。", "{x}的旁边是什么？{y}。"),
+        "{list}：最多的是{most}个。", "{list}：最少的是{least}个。", "{list}。最多的是{most}个，最少的是{least}个。",
+        "{list}。最少的是{least}个，最多的是{most}个。",
     ),
-}
-"""How a register tells its pairs, and how it asks for one by the other."""
+}  # fmt: skip
+"""What is the most and the fewest of a row of numbers."""

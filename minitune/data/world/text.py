@@ -3,9 +3,10 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
+from minitune.data.world.lookups import LOOKUPS
 from minitune.data.world.phrases import ASK, SAY
 from minitune.data.world.scenes import FACTS, Maker, Question
-from minitune.data.world.stories import REGISTERS, SHEETS, STATED, STORIES
+from minitune.data.world.stories import ORDERS, PAIRED, SHEETS, STATED, STORIES
 from minitune.data.world.words import ENGLISH, LANGUAGES, bilingual, held_out
 
 # Which documents, how often. Scenes with several people are most of the text: who has what, and where, is what a
@@ -45,8 +46,8 @@ def documents(count: int, *, seed: int, shares: Mapping[str, float] | None = Non
             yield _facts(make)
         elif kind == "story":
             yield _story(make)
-        elif kind == "register":
-            yield _register(make)
+        elif kind in LOOKUPS:
+            yield LOOKUPS[kind](make)
         elif rng.random() < _SHEETS:
             yield _sheet(make, kind)
         else:
@@ -67,33 +68,6 @@ def _scene(make: Maker, kind: str) -> str:
     if lines:
         return "\n".join(told + asked_text)
     return make.join(told + asked_text)
-
-
-def _register(make: Maker) -> str:
-    """Who has what, at its plainest, and the same again in another order: every second word can be told from before.
-
-    A small model learns from these to look up what it was told; stories, where a lookup is needed now and then among
-    much that cannot be foretold, take it ten times as long.
-    """
-    rng, words = make.rng, make.words
-    count = rng.choice((2, 3, 3, 4, 5))
-    kinds = [("people", words.people), ("things", tuple(words.things)), ("colours", words.colours)]
-    kinds += [("places", words.places), ("foods", words.foods), ("numbers", words.numbers[:12])]
-    (left, keys), (right, values) = rng.sample(kinds, 2)
-    pairs = list(zip(make.pick(keys, count), make.pick(values, count), strict=True))
-    held = {("people", "things"): "has", ("people", "places"): "at", ("things", "colours"): "colour"}
-    for a, b in pairs:
-        kind = held.get((left, right)) or held.get((right, left))
-        if kind and held_out(kind, *((a, b) if (left, right) in held else (b, a))):
-            return _register(make)
-    told, asked = REGISTERS[words.name]
-    out = [rng.choice(told).format(x=a, y=b) for a, b in pairs]
-    for _ in range(rng.choice((1, 2, 3))):
-        frame, back = rng.choice(asked), rng.random() < 0.4
-        for a, b in rng.sample(pairs, count):
-            x, y = (b, a) if back else (a, b)
-            out.append(frame.format(x=x, y=y))
-    return rng.choice((make.joint, "\n")).join(out)
 
 
 def _sheet(make: Maker, kind: str) -> str:
@@ -216,4 +190,5 @@ def vocabulary() -> Iterator[str]:
         yield from (phrase for story in STORIES[words.name] for step in story for phrase in step)
         yield from (word for heads in SHEETS[words.name]["heads"] for word in heads)
         yield from SHEETS[words.name]["preface"]
-        yield from (frame for frames in REGISTERS[words.name] for frame in frames)
+        yield from (sign for signs in PAIRED[words.name] for sign in signs)
+        yield from ORDERS[words.name]

@@ -1,0 +1,133 @@
+"""Documents in which nearly every second word can be told from what stands before: for looking up, both ways.
+
+A model of a million parameters learns from a story, where a lookup is needed now and then among much that cannot
+be foretold, ten times as slowly as from these. It learns in this order, each from the one before: to go on with a list
+that it has seen (``copying``); to give the second of a pair by the first (``pairs``); to give the first by the second,
+which asks for a step back (``reversed``); and the same in whole sentences (``asked``, ``drill``, ``comparing``).
+"""
+
+from minitune.data.world.phrases import ASK, SAY
+from minitune.data.world.scenes import Maker
+from minitune.data.world.stories import ORDERS, PAIRED, STATED
+from minitune.data.world.words import Words, held_out
+
+
+def copying(make: Maker) -> str:
+    """A list of any words, and all of it or a part of it again, once to three times."""
+    rng, words = make.rng, make.words
+    listed = rng.sample(_pool(words), rng.choice((4, 6, 8, 10)))
+    out = list(listed)
+    for _ in range(rng.choice((1, 2, 3))):
+        start = rng.randrange(len(listed))
+        out += listed if rng.random() < 0.5 else listed[start : rng.randrange(start + 1, len(listed) + 1)]
+    return rng.choice((words.comma, "\n")).join(out)
+
+
+def pairs(make: Maker) -> str:
+    """Pairs of any words, and the same again in another order."""
+    return _pairs(make, backward=False)
+
+
+def reversed_pairs(make: Maker) -> str:
+    """Pairs of any words, asked for by their second word only."""
+    return _pairs(make, backward=True)
+
+
+def _pairs(make: Maker, *, backward: bool) -> str:
+    rng, words = make.rng, make.words
+    count = rng.choice((2, 3, 4, 5, 6))
+    while True:
+        drawn = rng.sample(_pool(words), 2 * count)
+        found = list(zip(drawn[:count], drawn[count:], strict=True))
+        if not any(_is_held_out(words, a, b) for a, b in found):
+            break
+    told, asked, end = rng.choice(PAIRED[words.name])
+    out = [f"{a}{told}{b}{end}" for a, b in found]
+    for _ in range(rng.choice((1, 2))):
+        again = rng.sample(found, count)
+        out += [f"{b}{asked}{a}{end}" if backward else f"{a}{asked}{b}{end}" for a, b in again]
+    return "".join(out).rstrip()
+
+
+def asked(make: Maker) -> str:
+    """Who has what, who is where or who has how many, each told by the person's name and asked for by the rest."""
+    rng, words = make.rng, make.words
+    say, ask = SAY[words.name], ASK[words.name]
+    kind = rng.choice(("has", "has", "at", "count"))
+    count = rng.choice((2, 2, 3, 3, 4))
+    food = rng.choice(words.foods)
+    choices = {"has": tuple(words.things), "at": words.places, "count": [words.quantity(n) for n in range(2, 13)]}
+    while True:
+        people, values = make.pick(words.people, count), make.pick(choices[kind], count)
+        colours = make.pick(words.colours, count)
+        tinted = kind == "has" and any(held_out("colour", t, c) for t, c in zip(values, colours, strict=True))
+        if not tinted and not any(held_out(kind, p, v) for p, v in zip(people, values, strict=True)):
+            break
+    slots = [
+        {"p": p, "t": v, "l": v, "n": v, "f": food, "c": c, "m": words.things.get(v, "")}
+        for p, v, c in zip(people, values, colours, strict=True)
+    ]
+    frame = rng.choice(say[kind])
+    told = [(frame if rng.random() < 0.5 else rng.choice(say[kind])).format(**s) for s in slots]
+    way = rng.choice(ask[{"has": rng.choice(("who", "who", "colour")), "at": "stands", "count": "counted"}[kind]])
+    answers = [make.join([way[0].format(**s), way[1].format(**s)]) for s in rng.sample(slots, count)]
+    return rng.choice((make.joint, "\n")).join(told + answers)
+
+
+def drill(make: Maker) -> str:
+    """A scene with all its questions, in several ways and rounds."""
+    rng = make.rng
+    scene = make.make(rng.choice(("holding", "holding", "holding", "counting", "moving")))
+    frame = rng.choice(STATED[make.words.name]["asks"])
+    out = [scene.story]
+    for _ in range(rng.choice((1, 2))):
+        p, q = make.pick([name for name in make.words.people if name not in scene.story], 2)
+        for one in rng.sample(scene.questions, len(scene.questions)):
+            out.append(frame.format(question=one.question, answer=one.answer, p=p, q=q))
+    return ("\n" if "\n" in frame else make.joint).join(out)
+
+
+def comparing(make: Maker) -> str:
+    """Several small counts, each with who has more and who has fewer."""
+    out = []
+    for _ in range(make.rng.choice((2, 3, 4))):
+        scene = make.make("counting")
+        out.append(make.join([scene.story, *(make.join([a.question, a.answer]) for a in scene.questions)]))
+    return "\n".join(out)
+
+
+def ordering(make: Maker) -> str:
+    """Short rows of numbers, each with the most and the fewest of them."""
+    rng, words = make.rng, make.words
+    out = []
+    for _ in range(rng.choice((4, 6, 8))):
+        numbers = rng.sample(range(2, 13), rng.choice((2, 2, 3)))
+        row = words.comma.join(words.quantity(n) for n in numbers)
+        most, least = words.quantity(max(numbers)), words.quantity(min(numbers))
+        out.append(rng.choice(ORDERS[words.name]).format(list=row, most=most, least=least))
+    return rng.choice((make.joint, "\n")).join(out)
+
+
+def _pool(words: Words) -> list[str]:
+    """Words that stand for one thing each."""
+    return [
+        *words.people, *words.things, *words.colours, *words.places, *words.foods, *words.numbers[:12],
+    ]  # fmt: skip
+
+
+def _is_held_out(words: Words, a: str, b: str) -> bool:
+    """Whether two words, in either order, are a combination that the test asks for."""
+    for x, y in ((a, b), (b, a)):
+        if x in words.people and y in words.things and held_out("has", x, y):
+            return True
+        if x in words.people and y in words.places and (held_out("at", x, y) or held_out("moved", x, y)):
+            return True
+        if x in words.things and y in words.colours and held_out("colour", x, y):
+            return True
+    return False
+
+
+LOOKUPS = {
+    "copying": copying, "pairs": pairs, "reversed": reversed_pairs, "asked": asked, "drill": drill,
+    "comparing": comparing, "ordering": ordering,
+}  # fmt: skip
