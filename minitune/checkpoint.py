@@ -163,6 +163,9 @@ def save_checkpoint(
             for name in (CONFIG, GENERATION):
                 if (source / name).is_file():
                     shutil.copyfile(source / name, part / name)
+            shape, raw = read_config(source)
+            if shape.vocab_size != model.config.vocab_size:  # it was made longer
+                write_json(part / CONFIG, raw | {"vocab_size": model.config.vocab_size})
         for file in tokenizer_files:
             shutil.copyfile(file, part / file.name)
         for name, text in (beside or {}).items():

@@ -25,6 +25,7 @@ FLOORS = {
     "ops": 1,
     "optim": 1,
     "chat": 1,
+    "by_hand": 1,
     "device": 1,
     "models": 2,
     "data": 2,

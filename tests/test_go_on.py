@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from minitune.config import SFTConfig
+from minitune.errors import ConfigError, MinituneError, TrainingError
 from minitune.eval_config import EvalConfig
 from minitune.jobs.evaluate import evaluate_model
-from minitune.errors import ConfigError, MinituneError, TrainingError
 from minitune.jobs.load import TINY
 from minitune.jobs.run import Run, resumed
 from minitune.resume import saved_steps
@@ -218,7 +218,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
             monkeypatch.setattr("minitune.resume.write_file", full)
             break
     with pytest.raises(
-        MinituneError, match="step 6 could not be saved .No space left on device.; the checkpoint of step 3"
+        MinituneError, match=r"step 6 could not be saved \(No space left on device\); the checkpoint of step 3"
     ):
         list(run)
     monkeypatch.undo()

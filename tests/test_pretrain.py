@@ -48,6 +48,7 @@ def test_every_token_of_a_text_is_predicted_exactly_once(tmp_path: Path, rows: P
         for batch in batches:
             found += batch.targets[batch.targets != IGNORE].tolist()
     tokenizer = load_tokenizer(TINY)
+    assert tokenizer.eos_id is not None
     expected = [token for text in TEXTS for token in (*tokenizer.encode(text), tokenizer.eos_id)]
     assert sorted(found) == sorted(expected)
 

@@ -22,6 +22,7 @@ OPERATIONS = (
     "rms_norm",
     "layer_norm",
     "rope",
+    "qk_norm_rope",
     "glu",
     "lora_linear",
     "adamw",

@@ -9,6 +9,7 @@ from minitune_kernels.cross_entropy import cross_entropy
 from minitune_kernels.glu import activation, glu
 from minitune_kernels.layer_norm import layer_norm
 from minitune_kernels.linear_cross_entropy import linear_cross_entropy, token_logprobs
+from minitune_kernels.qk_norm_rope import qk_norm_rope
 from minitune_kernels.rms_norm import add_rms_norm, rms_norm
 from minitune_kernels.rope import rope
 
@@ -20,6 +21,7 @@ __all__ = [
     "glu",
     "layer_norm",
     "linear_cross_entropy",
+    "qk_norm_rope",
     "rms_norm",
     "rope",
     "token_logprobs",

@@ -5,23 +5,25 @@ that is set: an adapter that loads is the adapter that was trained.
 """
 
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minitune.adapters.lora import ALL_LINEAR, LoRAConfig, adapted_layers, add_lora, chosen_layers
-from minitune.errors import CheckpointError, ConfigError, nearest
+from minitune.adapters.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, read_tensors, take
+from minitune.adapters.peft_rows import KEY, put_rows, read_rows, rows_to_write
+from minitune.errors import CheckpointError, ConfigError
 from minitune.files import read_json, whole_folder, write_json, write_text
 from minitune.models import LanguageModel
 from minitune.models.linear import Linear
 from minitune.models.published import from_layout, published_module, to_layout
 from minitune.storage import is_finite, write_file
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 # What PEFT writes beside what is read here, and means nothing for a trained LoRA.
 _SILENT = frozenset({
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "inference_mode",
@@ -29,7 +31,7 @@ _SILENT = frozenset({
     "runtime_config", "task_type",
 })  # fmt: skip
 _READ = frozenset({
-    "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out", "use_rslora", "use_dora",
+    "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "fan_in_fan_out", "use_rslora", "use_dora", KEY,
 })  # fmt: skip
 _LEAVES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_m": "lora_magnitude_vector"}
 """Our name of a layer's parameter -> PEFT's."""
@@ -46,10 +48,12 @@ def save_adapter(
     base: str,
     base_weights: str = "",
     beside: Mapping[str, str] | None = None,
+    tokenizer_files: Sequence[Path] = (),
 ) -> None:
     """Write the adapter, whole or not at all; ``base`` is the model it belongs to, ``base_weights`` its fingerprint.
 
-    ``beside``: text files by name that go along. Raises CheckpointError where a weight is not finite.
+    ``tokenizer_files`` go along, and so do text files ``beside`` by name, which win. Raises CheckpointError where a
+    weight is not finite.
     """
     adapted = adapted_layers(model)
     published = {name: published_module(model.config, name) for name in adapted}
@@ -65,7 +69,11 @@ def save_adapter(
                 weight = to_layout(weight, "by_head", model.config)
             if not is_finite(weight):
                 raise CheckpointError(f"{folder}: {leaf} of {name} has values that are not finite; nothing was written")
-            tensors[f"{_PREFIX}{theirs}.{their_leaf}"] = weight.detach().to("cpu", copy=True).contiguous()
+            tensors[f"{PREFIX}{theirs}.{their_leaf}"] = weight
+    ids, rows = rows_to_write(model)
+    if not all(map(is_finite, rows.values())):
+        raise CheckpointError(f"{folder}: a trained row has values that are not finite; nothing was written")
+    tensors = {name: w.detach().to("cpu", copy=True).contiguous() for name, w in (tensors | rows).items()}
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -81,11 +89,14 @@ def save_adapter(
         "use_rslora": config.rslora,
         "use_dora": config.dora,
         "modules_to_save": None,
+        **({KEY: ids} if ids else {}),
     }
     with whole_folder(folder) as part:
         named = {"base_weights": base_weights} if base_weights else {}
         write_file(part / ADAPTER_WEIGHTS, tensors, {"format": "pt", **named})
         write_json(part / ADAPTER_CONFIG, settings)
+        for file in tokenizer_files:
+            shutil.copyfile(file, part / file.name)
         for name, text in (beside or {}).items():
             write_text(part / name, text)
 
@@ -93,11 +104,13 @@ def save_adapter(
 def load_adapter(model: LanguageModel, folder: Path) -> LoRAConfig:
     """Put the adapter in ``folder`` beside the layers of its base ``model``; the model is untouched where it fails.
 
-    Raises CheckpointError where a setting is not supported, a tensor has no layer, or a layer has no tensor.
+    Where it trains rows of tokens beyond the base's vocabulary, embedding and head are made longer first. Raises
+    CheckpointError where a setting is not supported, a tensor has no layer, or a layer has no tensor.
     """
-    config, transposed = _read_settings(folder, model)
+    raw = read_json(folder / ADAPTER_CONFIG, CheckpointError)
+    config, transposed = _read_settings(raw, folder / ADAPTER_CONFIG, model)
     path = folder / ADAPTER_WEIGHTS
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     try:
         chosen = chosen_layers(model, config.targets)
     except ConfigError as error:
@@ -116,15 +129,17 @@ def load_adapter(model: LanguageModel, folder: Path) -> LoRAConfig:
         if config.dora:
             shapes["lora_m"] = (layer.out_features,)
         for leaf, shape in shapes.items():
-            tensor = _take(tensors, f"{_PREFIX}{theirs}.{_LEAVES[leaf]}", shape, path)
+            tensor = take(tensors, f"{PREFIX}{theirs}.{_LEAVES[leaf]}", shape, path)
             by_head = layout == "by_head" and leaf != "lora_A"
             weights[f"{name}.{leaf}"] = from_layout(tensor, "by_head", model.config) if by_head else tensor
+    rows = read_rows(raw.get(KEY), model, tensors, folder)
     if tensors:
         raise CheckpointError(f"{path}: {len(tensors)} tensors have no layer in this base, such as {min(tensors)!r}")
     add_lora(model, config)
     with torch.no_grad():
         for name, tensor in weights.items():
             model.get_parameter(name).copy_(tensor)
+    put_rows(model, rows)
     return config
 
 
@@ -134,6 +149,13 @@ def base_of(folder: Path) -> str:
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{folder / ADAPTER_CONFIG}: base_model_name_or_path is missing")
     return base
+
+
+def trained_tokens_of(folder: Path) -> set[int]:
+    """The ids whose rows an adapter trains, in the embedding or the head."""
+    setting = read_json(folder / ADAPTER_CONFIG, CheckpointError).get(KEY) or []
+    lists = setting.values() if isinstance(setting, dict) else [setting]
+    return {id for one in lists if isinstance(one, list) for id in one if type(id) is int}
 
 
 def base_weights_of(folder: Path) -> str:
@@ -159,39 +181,11 @@ def _target_modules(model: LanguageModel) -> list[str]:
     return sorted(found)
 
 
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / ADAPTER_WEIGHTS
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: {ADAPTER_WEIGHTS} is missing (a pickled adapter is never opened)")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
-
-
-def _take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
-    """Take one tensor out of the file's, of the right shape and type and finite."""
-    tensor = tensors.pop(name, None)
-    if tensor is None:
-        raise CheckpointError(f"{path}: tensor {name!r} is missing{nearest(name, tensors)}")
-    if tuple(tensor.shape) != shape:
-        got = tuple(tensor.shape)
-        raise CheckpointError(f"{path}: {name} has shape {got}, but this base asks for {shape}")
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{path}: {name} is stored as {tensor.dtype}; an adapter holds floating-point numbers")
-    if not is_finite(tensor):
-        raise CheckpointError(f"{path}: {name} has values that are not finite")
-    return tensor
-
-
-def _read_settings(folder: Path, model: LanguageModel) -> tuple[LoRAConfig, bool]:
-    """The settings of a PEFT folder, and whether its base stores matrices as (in, out).
+def _read_settings(raw: Mapping[str, Any], path: Path, model: LanguageModel) -> tuple[LoRAConfig, bool]:
+    """The settings ``raw`` of a PEFT folder, and whether its base stores matrices as (in, out).
 
     PEFT reads a target that is one text as a regular expression for whole names; here it becomes the names it means.
     """
-    path = folder / ADAPTER_CONFIG
-    raw = read_json(path, CheckpointError)
     if raw.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type is {raw.get('peft_type')!r}; this version reads 'LORA'")
     for key, value in raw.items():

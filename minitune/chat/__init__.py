@@ -15,7 +15,15 @@ from minitune.chat.encoded import Encoded, Part, Span
 from minitune.chat.jinja import JinjaTemplate
 from minitune.chat.message import Message, Role
 from minitune.chat.recognise import template_for
-from minitune.chat.render import AnyTemplate, TrainOn, examples, render, rendered_text, terminator
+from minitune.chat.render import (
+    AnyTemplate,
+    TrainOn,
+    examples,
+    missing_tokens,
+    render,
+    rendered_text,
+    terminator,
+)
 from minitune.chat.segments import Template
 from minitune.chat.templates import ALPACA, TEMPLATES
 
@@ -32,6 +40,7 @@ __all__ = [
     "Template",
     "TrainOn",
     "examples",
+    "missing_tokens",
     "render",
     "rendered_text",
     "template_for",

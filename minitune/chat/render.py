@@ -128,13 +128,23 @@ def terminator(template: AnyTemplate, tokenizer: Tokenizer) -> int:
     if isinstance(template, JinjaTemplate):
         return own_terminator(template, tokenizer)
     token = tokenizer.eos_id if template.end is None else tokenizer.token_id(template.end)
-    if token is None:
-        what = "no end-of-text token" if template.end is None else f"no token {template.end!r}"
+    if token is None and template.end is None:
         raise ConfigError(
-            f"the tokenizer has {what}, with which the {template.name} template ends an answer; "
+            f"the tokenizer has no end-of-text token, with which the {template.name} template ends an answer; "
             "choose another --template, or name the token in tokenizer_config.json (eos_token)"
         )
+    if token is None:
+        raise ConfigError(
+            f"the tokenizer has no token {template.end!r}, with which the {template.name} template ends an answer; "
+            "choose another --template, such as alpaca, or tune with --train-tokens, which adds it"
+        )
     return token
+
+
+def missing_tokens(template: AnyTemplate, tokenizer: Tokenizer) -> list[str]:
+    """The control tokens of a template that a tokenizer lacks; a model's own template is written in its own tokens."""
+    names = template.tokens if isinstance(template, Template) else ()
+    return [name for name in names if tokenizer.token_id(name) is None]
 
 
 def rendered_text(messages: Sequence[Message], template: AnyTemplate, tokenizer: Tokenizer, *, header: bool) -> str:

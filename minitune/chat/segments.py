@@ -1,6 +1,7 @@
 """What a template is made of: ordered segments for each kind of turn. Data only; ``script.py`` reads them."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +69,15 @@ Segment = Text | Field | Special | Start | End | Stop | When
 Segments = tuple[Segment, ...]
 
 
+def _all(segments: Segments) -> Iterator[Segment]:
+    """Every segment, those inside a condition too."""
+    for segment in segments:
+        yield segment
+        if isinstance(segment, When):
+            yield from _all(segment.then)
+            yield from _all(segment.otherwise)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Template:
     """How a conversation is written.
@@ -99,6 +109,14 @@ class Template:
     start: bool | None = None
     end: str | None = None
     alternates: bool = False
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The names of the control tokens that it cannot be written without, in the order of its parts."""
+        turns = self.system, self.user, self.user_again, self.header, self.after, self.tool
+        parts = (self.opening, *turns, self.closing)
+        found = [segment.token for part in parts for segment in _all(part or ()) if isinstance(segment, Special)]
+        return tuple(dict.fromkeys([*found, *([self.end] if self.end else [])]))
 
     @property
     def fingerprint(self) -> str:

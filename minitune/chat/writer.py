@@ -129,7 +129,7 @@ class Writer:
             if token is None:
                 raise ConfigError(
                     f"the tokenizer has no token {piece.text!r}, which the {self.template} template needs; "
-                    "choose a --template that needs none, such as alpaca or plain"
+                    "choose a --template that needs none, such as alpaca, or tune with --train-tokens, which adds it"
                 )
             return token
         return self.tokenizer.bos_id if piece.kind is Kind.BOS else self.tokenizer.eos_id

@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": "continue a prompt, or answer it with --chat",
     "chat": "a conversation in the terminal, with /undo, /retry and /save",
     "inspect": "the loss mask as proof: every token with the rule that decided; assertions over whole files",
+    "study": "the mathematics at work: one text through a model, forward and backward, as a page",
     "pull": "fetch an open model: safetensors, config and tokenizer over HTTPS, resumable, checked by hash",
     "data": "instruction files: check them line by line, clean them, split them without leaks",
     "sft": "masked supervised fine-tuning: a model folder and an instruction file in, a tuned model out",

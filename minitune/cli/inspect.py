@@ -4,18 +4,17 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.cells import cell_len
 from rich.console import Console
 
+from minitune.cli.page import page_path, write_page
 from minitune.cli.parse import parse
 from minitune.cli.progress import preparing
 from minitune.config import SFTConfig
 from minitune.errors import ConfigError
-from minitune.files import write_text
 
 if TYPE_CHECKING:
     from minitune.jobs.inspect import Inspection, Token
@@ -56,6 +55,8 @@ class Inspect:
     """Train every answer of a conversation, or the last one; a row's own `train` and `weight` go before."""
     template: str = ""
     """How a conversation becomes text: by itself what a run was trained with, the model's own template, or alpaca."""
+    train_tokens: bool = False
+    """As for sft: add the control tokens of the template that the tokenizer lacks; their rows will be trained."""
     json: bool = False
     """Print one JSON document as the last line of standard output; everything for people goes to standard error."""
     quiet: bool = False
@@ -69,7 +70,7 @@ class Inspect:
 
     def settings(self) -> SFTConfig:
         """The run that these flags ask for."""
-        same = ("model", "rows", "columns", "on_bad", "max_length", "on_long", "train_on", "template")
+        same = ("model", "rows", "columns", "on_bad", "max_length", "on_long", "train_on", "template", "train_tokens")
         given = {name: getattr(self, name) for name in same}
         return SFTConfig(**given, data=shlex.join(self.data), out="-", val="0")
 
@@ -81,7 +82,7 @@ def run(args: list[str]) -> int:
     from minitune.jobs.inspect import inspect
     from minitune.jobs.inspect_page import MARK, page
 
-    target = _target(options, MARK) if options.html else None
+    target = page_path(options.html, "--html", MARK) if options.html else None
     console = Console(stderr=options.json, highlight=False, soft_wrap=True)
     progress_to = Console(stderr=True, highlight=False, soft_wrap=True)
     with preparing(progress_to, quiet=options.quiet) as progress:
@@ -89,10 +90,7 @@ def run(args: list[str]) -> int:
     _rows(console, found)
     _report(console, found)
     if target is not None:
-        try:
-            write_text(target, page(found))
-        except OSError as error:
-            raise ConfigError(f"--html {target} cannot be written ({error.strerror})") from None
+        write_page(target, "--html", page(found))
         console.print(f"page       {target}", markup=False)
     if options.json:
         print(json.dumps(found.as_json(), ensure_ascii=not _says_all(sys.stdout.encoding)))
@@ -101,16 +99,6 @@ def run(args: list[str]) -> int:
 
 def _says_all(encoding: str | None) -> bool:
     return (encoding or "").lower().replace("-", "") == "utf8"
-
-
-def _target(options: Inspect, mark: str) -> Path:
-    """Where the page goes; ConfigError where something else than an earlier page would be lost."""
-    path = Path(options.html).expanduser()
-    if not path.parent.is_dir():
-        raise ConfigError(f"--html {path}: there is no folder {path.parent}")
-    if path.exists() and (not path.is_file() or mark not in path.read_bytes()[:300].decode("utf-8", "replace")):
-        raise ConfigError(f"--html {path} exists and is no page of this command; choose another name")
-    return path
 
 
 def _rows(console: Console, found: "Inspection") -> None:

@@ -43,6 +43,8 @@ class RunConfig:
     """Scale the update by alpha / sqrt(rank) (arXiv 2312.03732)."""
     dora: bool = False
     """Learn the length of each row apart from its direction (DoRA, arXiv 2402.09353)."""
+    train_tokens: bool = False
+    """Train the rows of the template's control tokens in embedding and head, and add those that the tokenizer lacks."""
 
     epochs: float = 1.0
     """Passes over the training rows."""

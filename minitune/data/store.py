@@ -103,6 +103,13 @@ class TokenStore:
         """Ids of each example, int64."""
         return np.diff(self._ends, prepend=0)
 
+    def used_ids(self) -> list[int]:
+        """The ids that stand in it, in ascending order."""
+        seen = np.zeros(1 + int(self._ids.max(initial=0)), bool)
+        for start in range(0, len(self._ids), 1 << 20):
+            seen[self._ids[start : start + (1 << 20)]] = True
+        return np.flatnonzero(seen).tolist() if len(self._ids) else []
+
 
 def write_store(
     folder: Path,

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 
 from minitune.adapters import LoRAConfig, add_lora, load_adapter
+from minitune.adapters.token_rows import token_rows
 from minitune.chat import template_for
 from minitune.checkpoint import Checkpoint, load_checkpoint
 from minitune.errors import ConfigError, TokenizerError
-from minitune.jobs.load import resolve, tokenizer_of
+from minitune.jobs.load import Source, resolve, tokenizer_of
 from minitune.memory_plan import inference_bytes
 
 # Weight, gradient and two moments, four bytes each.
@@ -41,7 +42,6 @@ def describe(name: str) -> Facts:
     source = resolve(name)
     checkpoint = load_checkpoint(source.base)
     model, proof = checkpoint.model, checkpoint.certificate
-    kind, ids, bos, template = _tokenizer(checkpoint)
     config = model.config
     parameters = sum(w.numel() for w in model.parameters())
     run_bytes = inference_bytes(model, torch.float32)
@@ -50,8 +50,11 @@ def describe(name: str) -> Facts:
     else:
         lora = LoRAConfig()
         add_lora(model, lora)
+    kind, ids, bos, template = _tokenizer(checkpoint, source)
+    tokens = {int(id) for rows in token_rows(model).values() for id in rows.ids}
     added = sum(w.numel() for w in model.parameters() if w.requires_grad)
     adapted = f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}, {added:,} parameters"
+    adapted += f", with the rows of {len(tokens)} tokens" if tokens else ""
     return Facts(
         folder=str(source.base),
         family=str(checkpoint.raw.get("model_type")),
@@ -84,10 +87,10 @@ def describe(name: str) -> Facts:
     )
 
 
-def _tokenizer(checkpoint: Checkpoint) -> tuple[str, int | None, int | None, str]:
+def _tokenizer(checkpoint: Checkpoint, source: Source) -> tuple[str, int | None, int | None, str]:
     """Kind, number of ids, start id and chat template; the reason in place of the kind where it cannot be read."""
     try:
-        tokenizer = tokenizer_of(checkpoint)
+        tokenizer = tokenizer_of(checkpoint, source)
     except TokenizerError as error:
         return f"none that can be used ({error})", None, None, "none without a tokenizer"
     try:

@@ -1,14 +1,12 @@
 """The loss mask as proof: every token of a row with the rule that decided, and the assertions over whole files."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-
+from minitune.adapters.peft_layout import trained_tokens_of
 from minitune.chat import Encoded, rendered_text, terminator
 from minitune.checkpoint import read_config, stop_ids_of, vocabulary_rows
 from minitune.config import SFTConfig
@@ -18,13 +16,13 @@ from minitune.errors import CheckpointError, ConfigError, DataError
 from minitune.jobs.conversation import template_of
 from minitune.jobs.dataset import data_specs, recipe_of, refusals
 from minitune.jobs.encode import Encoder
-from minitune.jobs.load import resolve
+from minitune.jobs.load import resolve, tokenizer_folder
 from minitune.jobs.prepared import Preparation, Prepared, Progress, rows_of
+from minitune.jobs.train_tokens import control_ids_of, with_template_tokens
 from minitune.mask_report import RULES
+from minitune.models.vocabulary import SMALL, row_norms
 from minitune.tokenizer import Tokenizer, load_tokenizer
 
-SMALL = 0.3
-"""A row of a table shorter than this share of the median row looks as if it was never trained."""
 SAMPLED = 200
 """Rows that are encoded once more, as one text each, to tell how many would have other ids."""
 
@@ -95,10 +93,13 @@ def inspect(config: SFTConfig, *, row: int, show: int, progress: Progress | None
     Of the model only its configuration, its tokenizer and its vocabulary's tables are read. Rows are counted from 1,
     those that cannot be read left out. Raises ConfigError, DataError, CheckpointError or TokenizerError with one line.
     """
-    folder = resolve(config.model).base
+    source = resolve(config.model)
+    folder, place = source.base, tokenizer_folder(source)
     shape, raw = read_config(folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(place)
     template, why = template_of(config.template, tokenizer, config.model)
+    if config.train_tokens:
+        tokenizer, place = with_template_tokens(tokenizer, template, place)
     stop_id = terminator(template, tokenizer)
     known = stop_ids_of(folder, raw, shape.vocab_size)
     if tokenizer.eos_id is not None:
@@ -106,10 +107,12 @@ def inspect(config: SFTConfig, *, row: int, show: int, progress: Progress | None
     stop_ids = tuple(dict.fromkeys((*known, stop_id)))
     recipe = recipe_of(config, template, stop_ids, shape.max_positions, named=bool(config.template))
     files = [parse_source(spec).name for spec in data_specs(config.data)]
-    prepared = Preparation(config, tokenizer, folder, recipe, progress).run(files, limit=config.rows)
+    prepared = Preparation(config, tokenizer, place, recipe, progress).run(files, limit=config.rows)
     if show and not 1 <= row <= prepared.readable:
         raise ConfigError(f"--row is {row}; the files have {prepared.readable:,} rows that can be read")
     encoder = Encoder(tokenizer, recipe)
+    trained = trained_tokens_of(source.adapter) if source.adapter is not None else set[int]()
+    rows_said = [] if config.train_tokens else untrained_rows(folder, tokenizer, [prepared], but=trained)
     sampled, wanted = min(SAMPLED, prepared.readable), range(row - 1, min(row - 1 + show, prepared.readable))
     numbers = list(dict.fromkeys([*range(sampled), *wanted]))
     rows = dict(zip(numbers, rows_of(prepared, numbers, config.columns), strict=True))
@@ -124,7 +127,7 @@ def inspect(config: SFTConfig, *, row: int, show: int, progress: Progress | None
         prepared=prepared,
         shown=[show_row(rows[number], encoder) for number in wanted],
         refused=refusals(prepared, config, recipe, shape.max_positions),
-        warnings=[*stop_warnings(stop_id, known, tokenizer), *untrained_rows(folder, tokenizer, [prepared])],
+        warnings=[*stop_warnings(stop_id, known, tokenizer), *rows_said],
         sampled=sampled,
         otherwise=sum(joined_otherwise(rows[number], encoder) for number in range(sampled)),
     )
@@ -192,27 +195,22 @@ def tokens_of(example: Encoded, tokenizer: Tokenizer) -> list[Token]:
     return found
 
 
-def control_ids_of(prepared: Sequence[Prepared], tokenizer: Tokenizer, most: int = 2000) -> list[int]:
-    """The control ids that stand in the first examples, in ascending order."""
-    control = np.array(sorted(tokenizer.control_ids), np.int64)
-    found: set[int] = set()
-    for one in prepared:
-        for place in range(min(len(one.store), most)):
-            found.update(np.intersect1d(control, one.store[place].ids).tolist())
-    return sorted(found)
+def untrained_rows(
+    folder: Path, tokenizer: Tokenizer, prepared: Sequence[Prepared], *, but: Container[int] = ()
+) -> list[str]:
+    """What to say of control ids whose row of the embedding or the head looks as if it was never trained (B12).
 
-
-def untrained_rows(folder: Path, tokenizer: Tokenizer, prepared: Sequence[Prepared]) -> list[str]:
-    """What to say of control ids whose row of the embedding or the head looks as if it was never trained (B12)."""
+    Nothing of the ids in ``but``, whose rows are trained elsewhere.
+    """
     try:
         tables = vocabulary_rows(folder, read_config(folder)[0])
     except CheckpointError as error:
         return [f"the vocabulary's rows were not looked at ({error})"]
     if not tables:
         return ["the vocabulary's rows were not looked at: the folder holds none under their published names"]
-    warnings, ids = [], control_ids_of(prepared, tokenizer)
+    warnings, ids = [], [id for id in control_ids_of(prepared, tokenizer) if id not in but]
     for name, table in tables.items():
-        norms = torch.cat([part.float().norm(dim=1) for part in table.split(16_384)])
+        norms = row_norms(table)
         median = float(norms.median())
         for token in ids:
             title = f"{tokenizer.token(token)!r} (id {token})"
@@ -223,7 +221,7 @@ def untrained_rows(folder: Path, tokenizer: Tokenizer, prepared: Sequence[Prepar
             elif norm < SMALL * median:
                 warnings.append(
                     f"{title} looks untrained in {name}: its row has a norm of {norm:.3g}, the median is {median:.3g} "
-                    f"({below:.1f} % of rows are shorter); a template without it would do better, or --method full, "
-                    "which trains its row"
+                    f"({below:.1f} % of rows are shorter); add --train-tokens, which trains its row, or choose a "
+                    "template without it"
                 )
     return warnings

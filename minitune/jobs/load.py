@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitune.adapters.peft_layout import ADAPTER_CONFIG, base_of, load_adapter
+from minitune.adapters.peft_files import ADAPTER_CONFIG
+from minitune.adapters.peft_layout import base_of, load_adapter, trained_tokens_of
 from minitune.checkpoint import CONFIG, Checkpoint, load_checkpoint
 from minitune.device import pick_device, pick_dtype, pick_ops
 from minitune.errors import CheckpointError
@@ -12,6 +13,7 @@ from minitune.tokenizer import Tokenizer, load_tokenizer
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 """The model inside the package, named ``tiny``."""
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +62,26 @@ def load(
     kind, _ = pick_dtype(dtype, where)
     table, _ = pick_ops(ops, where)
     checkpoint = load_checkpoint(source.base, device=where, dtype=kind, ops=table)
-    tokenizer = tokenizer_of(checkpoint)
     if source.adapter is not None:
         load_adapter(checkpoint.model, source.adapter)
-    return checkpoint.model.eval().requires_grad_(False), tokenizer
+    return checkpoint.model.eval().requires_grad_(False), tokenizer_of(checkpoint, source)
 
 
-def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    """The tokenizer of a loaded folder; its end-of-text id joins the ids that end a generation."""
-    tokenizer = load_tokenizer(checkpoint.folder)
+def tokenizer_folder(source: Source) -> Path:
+    """Where the tokenizer of a MODEL is: in its adapter, where that trains tokens and brings them, else in its base."""
+    adapter = source.adapter
+    if adapter is None or not any((adapter / name).is_file() for name in VOCABULARIES):
+        return source.base
+    return adapter if trained_tokens_of(adapter) else source.base
+
+
+def tokenizer_of(checkpoint: Checkpoint, source: Source | None = None) -> Tokenizer:
+    """The tokenizer of a loaded folder, or of its adapter; its end-of-text id joins the ids that end a generation."""
+    tokenizer = load_tokenizer(checkpoint.folder if source is None else tokenizer_folder(source))
     model = checkpoint.model
     if tokenizer.vocab_size > model.config.vocab_size:
         raise CheckpointError(
-            f"{checkpoint.folder}: the tokenizer has {tokenizer.vocab_size} ids but the model embeds only "
+            f"{tokenizer.files[0].parent}: the tokenizer has {tokenizer.vocab_size} ids but the model embeds only "
             f"{model.config.vocab_size}; they do not belong together"
         )
     if tokenizer.eos_id is not None and tokenizer.eos_id not in model.stop_ids:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minitune.adapters import load_adapter, merge_adapter
+from minitune.adapters import load_adapter, merge_adapter, merge_token_rows
 from minitune.adapters.peft_layout import base_weights_of
 from minitune.chat import template_for
 from minitune.checkpoint import GENERATION, load_checkpoint, save_checkpoint, weights_fingerprint
@@ -43,6 +43,7 @@ _BESIDE = (GENERATION, CHAT_TEMPLATE)
 class Merged:
     """What was written, and how far it is from the unmerged pair, both computed in float32.
 
+    trained_tokens    tokens whose rows of embedding and head the adapter trains
     max_difference    the largest difference of a logit
     largest_logit     the largest logit, to hold it against
     kl                mean Kullback-Leibler divergence of the next token, pair from merged, in nats
@@ -55,6 +56,7 @@ class Merged:
     adapter: str
     dtype: str
     layers: int
+    trained_tokens: int
     compared_on: str
     tokens: int
     max_difference: float
@@ -95,11 +97,11 @@ def merge(
         )
     where, _ = pick_device(device)
     pair = load_checkpoint(source.base, device=where)
-    tokenizer = tokenizer_of(pair)
     load_adapter(pair.model, source.adapter)
+    tokenizer = tokenizer_of(pair, source)
     named, texts = _texts(source.adapter, pair.model, tokenizer, rows)
     wanted = _logits(pair.model.eval(), texts)
-    layers = merge_adapter(pair.model)
+    layers, tokens = merge_adapter(pair.model), merge_token_rows(pair.model)
     beside = {
         name: (source.adapter / name).read_text(encoding="utf-8")
         for name in _BESIDE
@@ -122,6 +124,7 @@ def merge(
         adapter=str(source.adapter),
         dtype=stored,
         layers=layers,
+        trained_tokens=tokens,
         compared_on=named,
         tokens=sum(len(one) for one in wanted),
         checked_base=bool(trained_on),

@@ -20,6 +20,7 @@ from minitune.jobs.feed import Feed
 from minitune.jobs.inspect import stop_warnings, untrained_rows
 from minitune.jobs.load import resolve, tokenizer_of
 from minitune.jobs.prepared import Progress
+from minitune.jobs.train_tokens import train_template_rows, with_template_tokens
 from minitune.memory_plan import Term, memory_plan
 from minitune.models import LanguageModel, build
 from minitune.models.published import model_config
@@ -71,12 +72,15 @@ class Ready:
         self.template: AnyTemplate
         self.template, why_template = template_of(config.template, self.tokenizer, config.model)
         self.choices["template"] = (self.template.name, why_template)
+        place = self.base.tokenizer_path
+        if config.train_tokens:
+            self.tokenizer, place = with_template_tokens(self.tokenizer, self.template, place, self.model)
         known = self.model.stop_ids
         self.stop_id = stop_on(self.template, self.model, self.tokenizer)
         positions = self.model.config.max_positions
         named_template = bool(config.template) and not isinstance(config, PretrainConfig)
         recipe = recipe_of(config, self.template, self.model.stop_ids, positions, named=named_template)
-        self.data: Dataset = prepare(config, self.tokenizer, self.base.tokenizer_path, recipe, positions, progress)
+        self.data: Dataset = prepare(config, self.tokenizer, place, recipe, positions, progress)
         self.encoder = Encoder(self.tokenizer, recipe)
         self.feed = Feed(config, self.data)
         self._make_trainable()
@@ -84,7 +88,7 @@ class Ready:
         self.warmup = warmup_steps(config.warmup, self.steps)
         self.peak_lr = config.lr if config.lr is not None else config.RATES[config.method]
         self.warnings = stop_warnings(self.stop_id, known, self.tokenizer)
-        if self.base.folder is not None:
+        if self.base.folder is not None and config.method == "lora" and not config.train_tokens:
             self.warnings += untrained_rows(self.base.folder, self.tokenizer, self.data.prepared)
 
     def _make_trainable(self) -> None:
@@ -99,6 +103,9 @@ class Ready:
         )
         if config.method == "lora":
             add_lora(self.model, self.lora, seed=config.seed)
+            if config.train_tokens:
+                args = (self.model, self.tokenizer, self.template, self.data.prepared)
+                self.choices["tokens"] = train_template_rows(*args)
         self.model.checkpointing = config.checkpointing
         torch.manual_seed(config.seed)  # dropout draws from it
         trainable = {name: w for name, w in self.model.named_parameters() if w.requires_grad}

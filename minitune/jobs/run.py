@@ -361,6 +361,7 @@ class Run:
                 base=base,
                 base_weights=ready.base.fingerprint,
                 beside=beside,
+                tokenizer_files=self.tokenizer.files if self.config.train_tokens else (),
             )
         else:
             save_checkpoint(

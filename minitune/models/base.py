@@ -1,5 +1,6 @@
 """What every decoder of the house is, whatever its blocks are made of."""
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -10,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from minitune.config import ModelConfig
 from minitune.models.cache import KVCache
-from minitune.models.layers import Embedding, LayerNorm, RMSNorm
-from minitune.models.linear import Linear
+from minitune.models.layers import Embedding, Head, LayerNorm, RMSNorm
+from minitune.models.vocabulary import longer
 from minitune.ops import AttentionPlan, Ops, rows_plan
 
 
@@ -32,7 +33,7 @@ class LanguageModel(nn.Module, ABC):
         self.checkpointing = False
         """Keep only the input of each block for the backward, and compute the block again there (arXiv 1604.06174)."""
         self.embed = Embedding(config.vocab_size, config.hidden_size, config.embed_scale)
-        self.head = Linear(config.hidden_size, config.vocab_size)
+        self.head = Head(config.hidden_size, config.vocab_size)
         self.tie()
 
     def forward(self, ids: Tensor, *, plan: AttentionPlan | None = None, cache: KVCache | None = None) -> Tensor:
@@ -69,11 +70,10 @@ class LanguageModel(nn.Module, ABC):
 
         ``smoothing``: the share of each target's probability that is spread over all V ids.
         """
-        return self.ops.linear_cross_entropy(
+        return self.head.loss(
+            self.ops,
             hidden.flatten(0, -2),
-            self.head.dequantize(),
             targets.flatten(),
-            bias=self.head.bias,
             token_weight=None if token_weight is None else token_weight.flatten(),
             smoothing=smoothing,
             softcap=self.config.logit_softcap,
@@ -83,6 +83,20 @@ class LanguageModel(nn.Module, ABC):
         """Make the head the embedding where the configuration says so (again, after weights were replaced)."""
         if self.config.tie_embeddings:
             self.head.weight = self.embed.weight  # HEAD-2, HEAD-5
+
+    def resize(self, vocab_size: int) -> None:
+        """Give embedding and head rows for ids up to ``vocab_size``, which must not be fewer than there are.
+
+        ``longer`` says what is in them. Before adapters are put on, and before an optimizer takes the parameters.
+        """
+        assert vocab_size >= self.config.vocab_size
+        assert self.head.bias is None, "no family has one"
+        self.embed.weight = nn.Parameter(longer(self.embed.weight, vocab_size), self.embed.weight.requires_grad)
+        if not self.config.tie_embeddings:
+            self.head.weight = nn.Parameter(longer(self.head.weight, vocab_size), self.head.weight.requires_grad)
+        self.head.out_features = vocab_size
+        self.config = dataclasses.replace(self.config, vocab_size=vocab_size)
+        self.tie()
 
     @torch.no_grad()
     def initialize(self, seed: int, std: float = 0.02) -> None:

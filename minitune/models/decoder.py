@@ -82,9 +82,11 @@ class Attention(nn.Module):
         if config.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (t.unflatten(-1, (-1, config.head_dim)) for t in (q, k, v))  # (B, T, H, D), twice (B, T, K, D)
-        if config.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self.ops.rope(q, k, cos, sin)
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm) and config.qk_norm == "head":
+            weights = self.q_norm.weight, self.k_norm.weight
+            q, k = self.ops.qk_norm_rope(q, k, *weights, cos, sin, **self.q_norm.options)
+        else:
+            q, k = self.ops.rope(q, k, cos, sin)
         if cache is not None:
             k, v, plan = cache.update(self.layer, k, v, plan)  # (B, S, K, D)
         y = self.ops.attention(

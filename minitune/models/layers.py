@@ -1,10 +1,13 @@
 """Layers that more than one decoder is made of."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minitune.config import ModelConfig
+from minitune.models.linear import Linear
 from minitune.ops import Ops, pick_frequencies, rope_frequencies, rope_tables
 
 
@@ -21,6 +24,14 @@ class Embedding(nn.Module):
         return x if self.scale == 1.0 else x * torch.tensor(self.scale, dtype=dtype)
 
 
+class Head(Linear):
+    """The Linear that scores the vocabulary: ``head(x (..., C)) -> (..., V)``, and the loss in the same operation."""
+
+    def loss(self, ops: Ops, x: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """``ops.linear_cross_entropy`` of ``x (N, C)`` against ``targets (N,)`` through this head."""
+        return ops.linear_cross_entropy(x, self.dequantize(), targets, bias=self.bias, **options)
+
+
 class RMSNorm(nn.Module):
     """``ops.rms_norm`` with its weight ``(channels,)``, in the order of rounding that the family has."""
 
@@ -29,14 +40,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels))
         self.config, self.ops = config, ops
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the operation is given beside tensors."""
+        config = self.config
+        return {"eps": config.norm_eps, "offset": config.norm_offset, "scale_in_fp32": config.norm_scale_in_fp32}
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.ops.rms_norm(
-            x,
-            self.weight,
-            eps=self.config.norm_eps,
-            offset=self.config.norm_offset,
-            scale_in_fp32=self.config.norm_scale_in_fp32,
-        )
+        return self.ops.rms_norm(x, self.weight, **self.options)
 
 
 class LayerNorm(nn.Module):

@@ -30,6 +30,7 @@ from minitune.ops.linear_cross_entropy import (
 )
 from minitune.ops.norms import layer_norm, layer_norm_builtin, rms_norm, rms_norm_builtin
 from minitune.ops.plan import AttentionPlan, rows_plan
+from minitune.ops.qk_norm_rope import qk_norm_rope, qk_norm_rope_builtin
 from minitune.ops.rope import RopeScaling, pick_frequencies, rope, rope_frequencies, rope_tables
 
 __all__ = [
@@ -61,6 +62,9 @@ class Ops:
     """(x (..., C), weight (C,), bias (C,) or None, *, eps) -> (..., C)"""
     rope: Callable[..., tuple[Tensor, Tensor]]
     """(q (B, T, H, D), k (B, T, K, D), cos, sin (B or 1, T, pairs)) -> q, k; rotates the first 2 * pairs channels"""
+    qk_norm_rope: Callable[..., tuple[Tensor, Tensor]]
+    """(q, k, q_weight (D,), k_weight (D,), cos, sin, *, as rms_norm) -> q, k: rms_norm of each head, then rope. A table
+    with another rms_norm or rope put in keeps its own of both here."""
     glu: Callable[..., Tensor]
     """(gate (..., F), up (..., F), *, kind) -> (..., F); kind is silu, gelu or gelu_tanh"""
     activation: Callable[..., Tensor]
@@ -82,6 +86,7 @@ REFERENCE = Ops(
     rms_norm=rms_norm,
     layer_norm=layer_norm,
     rope=rope,
+    qk_norm_rope=qk_norm_rope,
     glu=glu,
     activation=activation,
     attention=attention,
@@ -95,6 +100,7 @@ BUILTIN = Ops(
     rms_norm=rms_norm_builtin,
     layer_norm=layer_norm_builtin,
     rope=rope,
+    qk_norm_rope=qk_norm_rope_builtin,
     glu=glu_builtin,
     activation=activation_builtin,
     attention=attention_builtin,

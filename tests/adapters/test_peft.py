@@ -305,7 +305,6 @@ def change_tensors(adapter: Path, change: Callable[[dict[str, Tensor]], None]) -
         ("lora_bias", True),
         ("fan_in_fan_out", True),
         ("layer_replication", [[0, 2]]),
-        ("trainable_token_indices", [3]),
         ("target_parameters", ["mlp.experts"]),
     ],
 )

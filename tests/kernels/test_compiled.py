@@ -18,6 +18,7 @@ CASES = [
     ("decode_attention", "bfloat16 D128 T1 group 4", 90),
     ("glu", "bfloat16 silu", 80),
     ("layer_norm", "bfloat16 C768", 80),
+    ("qk_norm_rope", "bfloat16 H16 K8 D128 pairs 64", 90),
     ("rms_norm", "bfloat16 C4096", 90),
     ("rope", "bfloat16 H32 K8 D128 pairs 64", 90),
 ]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import INTERPRETED, assert_as_accurate, randn
-from minitune_kernels import activation, add_rms_norm, glu, layer_norm, rms_norm, rope
+from minitune_kernels import activation, add_rms_norm, glu, layer_norm, qk_norm_rope, rms_norm, rope
 from torch import Tensor
 
 from minitune.ops import BUILTIN, REFERENCE
@@ -132,6 +132,82 @@ def test_rope(H: int, K: int, D: int, pairs: int, rows: int, dtype: torch.dtype,
     check(use(rope), use(BUILTIN.rope), use(REFERENCE.rope), [q, k])
 
 
+# ---- norm and rotation of each head at once
+
+
+def tables_of(rows: int, T: int, pairs: int, device: torch.device) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """cos and sin of random angles, in the type that belongs to a tensor's."""
+    angle = randn(rows, T, pairs, seed=3, device=device)
+
+    def of(x: Tensor) -> tuple[Tensor, Tensor]:
+        kind = torch.promote_types(x.dtype, torch.float32)
+        return angle.cos().float().to(kind), angle.sin().float().to(kind)
+
+    return of
+
+
+@pytest.mark.parametrize(("H", "K", "D", "pairs"), [(2, 1, 16, 8), (3, 3, 10, 5), (4, 2, 20, 3), (1, 1, 2, 1)])
+@pytest.mark.parametrize(("offset", "late"), [(0.0, False), (1.0, True)])
+def test_qk_norm_rope(
+    H: int, K: int, D: int, pairs: int, offset: float, late: bool, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Outputs and all four gradients, channels that stay included, of whole tensors and of slices of a projection."""
+    tables = tables_of(2, 5, pairs, device)
+
+    def use(f: Callable[..., Any]) -> Callable[..., Any]:
+        options: dict[str, Any] = {"eps": 1e-5, "offset": offset, "scale_in_fp32": late}
+        return lambda q, k, wq, wk: f(q, k, wq, wk, *tables(q), **options)
+
+    weights = [randn(D, seed=i, dtype=dtype, device=device) for i in (4, 5)]
+    q, k = randn(2, 5, H, D, dtype=dtype, device=device), randn(2, 5, K, D, seed=1, dtype=dtype, device=device)
+    ours, eager, truth = use(qk_norm_rope), use(BUILTIN.qk_norm_rope), use(REFERENCE.qk_norm_rope)
+    # A head of two channels nearly equal in size has a gradient that is a difference of equals.
+    slack = 4e-7 if D == 2 else 0.0
+    check(ours, eager, truth, [q, k, *weights], slack)
+    strided = randn(2, 5, (H + K) * D, seed=2, dtype=dtype, device=device)
+    q, k = (x.unflatten(-1, (-1, D)) for x in strided.split([H * D, K * D], -1))
+    check(ours, eager, truth, [q, k, *weights], slack)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0])
+def test_qk_norm_rope_at_other_scales(scale: float, dtype: torch.dtype, device: torch.device) -> None:
+    """More tokens than the backward's grid has programs, so that each walks over several."""
+    tables = tables_of(1, 41, 8, device)
+    q, k = (randn(2, 41, heads, 16, seed=heads, dtype=dtype, device=device) * scale for heads in (4, 2))
+    weights = [randn(16, seed=i, dtype=dtype, device=device) for i in (4, 5)]
+
+    def use(f: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda q, k, wq, wk: f(q, k, wq, wk, *tables(q), eps=1e-6)
+
+    check(use(qk_norm_rope), use(BUILTIN.qk_norm_rope), use(REFERENCE.qk_norm_rope), [q, k, *weights])
+
+
+def test_fused_is_what_the_two_kernels_are(device: torch.device) -> None:
+    """In 16 bits the normalised head is rounded on the way as the family rounds it, though it stays in registers."""
+    q, k = (randn(2, 9, heads, 16, seed=heads, dtype=torch.float16, device=device) for heads in (4, 2))
+    wq, wk = (randn(16, seed=i, dtype=torch.float16, device=device) for i in (4, 5))
+    tables = tables_of(1, 9, 8, device)(q)
+    fused = qk_norm_rope(q, k, wq, wk, *tables, eps=1e-6)
+    apart = rope(rms_norm(q, wq, eps=1e-6), rms_norm(k, wk, eps=1e-6), *tables)
+    for mine, theirs in zip(fused, apart, strict=True):
+        # A sum in another order may move rstd by its last bit, and a tie with it.
+        assert (mine != theirs).float().mean() < 0.01
+
+
+def test_frozen_weights_of_heads_get_no_gradient(device: torch.device) -> None:
+    """Guards LoRA: no partial sums where both weights are frozen, the same gradient of q and k."""
+    q, k = (randn(1, 5, heads, 8, seed=heads, dtype=torch.float32, device=device) for heads in (2, 1))
+    w, tables = randn(8, seed=4, dtype=torch.float32, device=device), tables_of(1, 5, 4, device)(q)
+    found = []
+    for train in (True, False):
+        leaves = [x.clone().requires_grad_() for x in (q, k)]
+        weights = [w.clone().requires_grad_(train), w.clone().requires_grad_(train)]
+        sum(out.square().sum() for out in qk_norm_rope(*leaves, *weights, *tables, eps=1e-6)).backward()
+        assert all((weight.grad is not None) == train for weight in weights)
+        found.append([x.grad for x in leaves])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 # ---- activations
 
 
@@ -167,6 +243,7 @@ def test_what_the_kernels_do_not_serve_is_refused(device: torch.device) -> None:
         lambda: glu(x, x, kind="silu"),
         lambda: activation(x, kind="silu"),
         lambda: rope(tables, tables, tables[..., 0, :2], tables[..., 0, :2]),
+        lambda: qk_norm_rope(tables, tables, w, w, tables[..., 0, :2], tables[..., 0, :2], eps=1e-5),
     ):
         with pytest.raises(ValueError, match="float64"):
             call()
@@ -183,6 +260,7 @@ def test_one_graph_for_the_compiler(device: torch.device) -> None:
 
     def f(x: Tensor, w: Tensor, heads: Tensor) -> Tensor:
         q, k = rope(heads, 2 * heads, table.cos(), table.sin())
+        q, k = qk_norm_rope(q, k, w[:8], w[8:], table.cos(), table.sin(), eps=1e-5)
         s, y = add_rms_norm(x, rms_norm(x, w, eps=1e-5), w, eps=1e-5)
         return (glu(s, layer_norm(y, w, 2 * w, eps=1e-5), kind="gelu") + activation(x, kind="silu")).sum() + (
             q * k
