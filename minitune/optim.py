@@ -62,11 +62,11 @@ class AdamW:
             if w.grad is None:
                 continue
             m, v, g = self.m[name], self.v[name], w.grad
-            m.lerp_(g, 1 - b1)
-            v.mul_(b2).addcmul_(g, g, value=1 - b2)
+            m.lerp_(g, 1 - b1)  # OPT-3
+            v.mul_(b2).addcmul_(g, g, value=1 - b2)  # OPT-4
             if self.weight_decay and w.ndim > 1:
-                w.mul_(1 - lr * self.weight_decay)
-            w.addcdiv_(m, (v / v_correction).sqrt_().add_(self.eps), value=-lr / m_correction)
+                w.mul_(1 - lr * self.weight_decay)  # OPT-5
+            w.addcdiv_(m, (v / v_correction).sqrt_().add_(self.eps), value=-lr / m_correction)  # OPT-6
 
     def _fused_step(self, lr: float) -> None:
         for decays in (True, False):
@@ -120,15 +120,15 @@ def learning_rate(step: int, steps: int, *, peak: float, warmup: int, schedule: 
     No step has a rate of 0, which would spend a batch on nothing.
     """
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * (step + 1) / warmup  # OPT-7
     done = (step - warmup) / max(1, steps - warmup)
     if schedule == "linear":
-        return peak * max(0.0, 1 - done)
+        return peak * max(0.0, 1 - done)  # OPT-8
     if schedule == "cosine":
-        return peak * max(0.0, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        return peak * max(0.0, 0.5 * (1 + math.cos(math.pi * min(1.0, done))))  # OPT-9
     if schedule == "wsd":
         falls = max(warmup, steps - math.ceil(WSD_DECAY * steps))
-        return peak * (1.0 if step < falls else max(0.0, 1 - (step - falls) / max(1, steps - falls)))
+        return peak * (1.0 if step < falls else max(0.0, 1 - (step - falls) / max(1, steps - falls)))  # OPT-10
     return peak
 
 
@@ -146,7 +146,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     grads = [w.grad for w in parameters if w.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads]))
     if limit > 0:
-        scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+        scale = (limit / (norm + 1e-6)).clamp(max=1.0)  # OPT-2
         for g in grads:
             g.mul_(scale)
     return norm

@@ -119,7 +119,7 @@ def accumulate(model: LanguageModel, batches: Sequence[Batch], objective: Object
     loss = 0.0
     for batch in batches:
         loss_sum, _ = objective(model, batch)
-        (loss_sum / total).backward()
+        (loss_sum / total).backward()  # OPT-1
         loss += float(loss_sum.detach())
     return loss / total
 

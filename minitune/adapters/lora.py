@@ -48,7 +48,7 @@ class LoRAConfig:
     @property
     def scale(self) -> float:
         """s: what the product of B and A is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)  # LORA-2
 
     def __post_init__(self) -> None:
         if type(self.rank) is not int or self.rank < 1:
@@ -81,7 +81,7 @@ class LoRALinear(nn.Module):
         weight, A, B = self.base.dequantize(), self.lora_A, self.lora_B
         if self.lora_m is None:
             return lora_linear(x, weight, self.base.bias, A, B, self.scale)
-        y = self.gain().to(x.dtype) * lora_linear(x, weight, None, A, B, self.scale)
+        y = self.gain().to(x.dtype) * lora_linear(x, weight, None, A, B, self.scale)  # LORA-5
         return y if self.base.bias is None else y + self.base.bias.to(x.dtype)
 
     def _with_dropout(self, x: Tensor) -> Tensor:
@@ -91,12 +91,12 @@ class LoRALinear(nn.Module):
         if self.lora_m is None:
             return self.base(x) + update
         g = self.gain().to(x.dtype)
-        return self.base(x) + (g - 1) * F.linear(z, self.base.dequantize().to(x.dtype)) + g * update
+        return self.base(x) + (g - 1) * F.linear(z, self.base.dequantize().to(x.dtype)) + g * update  # LORA-7
 
     def gain(self) -> Tensor:
         """g = m / |W + s B A| (out,) of DoRA; the norm is a constant for the backward."""
         assert self.lora_m is not None
-        return self.lora_m / self.row_norms()
+        return self.lora_m / self.row_norms()  # LORA-5, LORA-12
 
     @torch.no_grad()
     def row_norms(self) -> Tensor:
@@ -107,12 +107,12 @@ class LoRALinear(nn.Module):
         A, B = self.lora_A, self.lora_B
         W = self.base.dequantize().to(A.dtype)
         cross = W @ A.T + (0.5 * self.scale) * (B @ (A @ A.T))  # (out, R)
-        return (W.square().sum(1) + 2 * self.scale * (B * cross).sum(1)).clamp_(min=0).sqrt_()
+        return (W.square().sum(1) + 2 * self.scale * (B * cross).sum(1)).clamp_(min=0).sqrt_()  # LORA-6
 
     @torch.no_grad()
     def merged(self) -> Tensor:
         """The one matrix (out, in) that does the same, in the type of A and B."""
-        W = self.base.dequantize().to(self.lora_A.dtype) + self.scale * (self.lora_B @ self.lora_A)
+        W = self.base.dequantize().to(self.lora_A.dtype) + self.scale * (self.lora_B @ self.lora_A)  # LORA-4
         return W if self.lora_m is None else self.gain()[:, None] * W
 
 
@@ -129,7 +129,7 @@ def add_lora(model: LanguageModel, config: LoRAConfig, *, seed: int = 0) -> list
         assert isinstance(base, Linear)
         lora = LoRALinear(base, config)
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-        bound = 1 / math.sqrt(lora.base.in_features)  # Kaiming uniform with a = sqrt(5), as PEFT starts
+        bound = 1 / math.sqrt(lora.base.in_features)  # Kaiming uniform with a = sqrt(5), as PEFT starts, LORA-3
         start = torch.rand(lora.lora_A.shape, generator=generator) * 2 * bound - bound
         with torch.no_grad():
             lora.lora_A.copy_(start)

@@ -29,7 +29,7 @@ class _LoRALinear(torch.autograd.Function):
         W = weight.to(x.dtype)
         y = torch.mm(rows, W.T) if bias is None else torch.addmm(bias.to(x.dtype), rows, W.T)  # (N, out)
         h = torch.mm(rows, A.to(x.dtype).T)  # (N, R)
-        y.addmm_(h, B.to(x.dtype).T, alpha=scale)
+        y.addmm_(h, B.to(x.dtype).T, alpha=scale)  # LORA-1
         ctx.save_for_backward(x, weight, A, B, h)
         ctx.scale = scale
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -38,10 +38,10 @@ class _LoRALinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, A, B, h = ctx.saved_tensors
         rows, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-        dh = torch.mm(dy, B.to(dy.dtype)).mul_(ctx.scale)  # (N, R)
+        dh = torch.mm(dy, B.to(dy.dtype)).mul_(ctx.scale)  # (N, R), LORA-8
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = torch.mm(dy, weight.to(dy.dtype)).addmm_(dh, A.to(dy.dtype)).view(x.shape)
-        dA = torch.mm(dh.T, rows).to(A.dtype) if ctx.needs_input_grad[3] else None
-        dB = torch.mm(dy.T, h).mul_(ctx.scale).to(B.dtype) if ctx.needs_input_grad[4] else None
+            dx = torch.mm(dy, weight.to(dy.dtype)).addmm_(dh, A.to(dy.dtype)).view(x.shape)  # LORA-9
+        dA = torch.mm(dh.T, rows).to(A.dtype) if ctx.needs_input_grad[3] else None  # LORA-10
+        dB = torch.mm(dy.T, h).mul_(ctx.scale).to(B.dtype) if ctx.needs_input_grad[4] else None  # LORA-11
         return dx, None, None, dA, dB, None

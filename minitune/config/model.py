@@ -89,12 +89,12 @@ class RopeScaling:
         if self.factor <= 1 or self.original_max_positions is None:
             return 1.0
         if self.kind == "longrope":
-            return math.sqrt(1 + math.log(self.factor) / math.log(self.original_max_positions))
+            return math.sqrt(1 + math.log(self.factor) / math.log(self.original_max_positions))  # ROPE-11
         if self.kind == "yarn":
             m = 0.1 * math.log(self.factor)
             if self.mscale and self.mscale_all_dim:
-                return (m * self.mscale + 1) / (m * self.mscale_all_dim + 1)
-            return m + 1
+                return (m * self.mscale + 1) / (m * self.mscale_all_dim + 1)  # ROPE-9
+            return m + 1  # ROPE-9
         return 1.0
 
 

@@ -122,7 +122,7 @@ def _concatenated(rows: Sequence[Sequence[Example | int]], capacity: int, device
                 ids[0, part], targets[0, part], weight[0, part], own = _shifted(document)
                 weighted |= own
                 tokens += n
-            positions[0, part] = torch.arange(n)
+            positions[0, part] = torch.arange(n)  # PACK-4
             lengths += [n] if n else []
             at += n
     cu = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
@@ -145,7 +145,7 @@ def _shifted(row: Example) -> tuple[Tensor, Tensor, Tensor, bool]:
     ids = torch.from_numpy(np.array(row.ids, np.int64))
     trained = torch.from_numpy(np.array(row.trained, np.bool_))[1:]
     weights = torch.from_numpy(np.array(row.weights, np.float32))[1:]
-    return ids[:-1], torch.where(trained, ids[1:], IGNORE), weights, bool((weights[trained] != 1).any())
+    return ids[:-1], torch.where(trained, ids[1:], IGNORE), weights, bool((weights[trained] != 1).any())  # PACK-1
 
 
 def epoch_order(rows: int, *, seed: int, epoch: int) -> list[int]:

@@ -56,7 +56,7 @@ def pack(lengths: Sequence[int] | np.ndarray, capacity: int, order: Sequence[int
         length = int(lengths[place])
         if not 0 < length <= capacity:
             raise DataError(f"a document of {length} tokens cannot be packed into rows of {capacity}")
-        at = bisect_left(rooms, length)
+        at = bisect_left(rooms, length)  # PACK-5
         if at == len(rooms):
             row, room, rows = rows, capacity, rows + 1
         else:
@@ -96,4 +96,4 @@ def packed_epoch(lengths: Sequence[int] | np.ndarray, capacity: int, *, seed: in
 
 def fill(lengths: Sequence[int] | np.ndarray, rows: Packed, capacity: int) -> float:
     """The share of all places in ``rows`` that holds a token."""
-    return float(np.asarray(lengths)[rows.places].sum()) / (len(rows) * capacity) if len(rows) else 0.0
+    return float(np.asarray(lengths)[rows.places].sum()) / (len(rows) * capacity) if len(rows) else 0.0  # PACK-6

@@ -59,7 +59,7 @@ class LanguageModel(nn.Module, ABC):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token ``(..., V)`` for ``hidden (..., C)``, capped where the model caps them."""
-        z = self.head(hidden)
+        z = self.head(hidden)  # HEAD-1
         cap = self.config.logit_softcap
         return z if cap is None else cap * torch.tanh(z / cap)
 
@@ -82,7 +82,7 @@ class LanguageModel(nn.Module, ABC):
     def tie(self) -> None:
         """Make the head the embedding where the configuration says so (again, after weights were replaced)."""
         if self.config.tie_embeddings:
-            self.head.weight = self.embed.weight
+            self.head.weight = self.embed.weight  # HEAD-2, HEAD-5
 
     def resize(self, vocab_size: int) -> None:
         """Give embedding and head rows for ids up to ``vocab_size``, which must not be fewer than there are.
@@ -109,4 +109,4 @@ class LanguageModel(nn.Module, ABC):
                 weight.fill_(0.0 if name.endswith("bias") else 1.0 - self.config.norm_offset)
                 continue
             scale = 1.0 / math.sqrt(2 * self.config.num_layers) if "o_proj" in name or "down_proj" in name else 1.0
-            weight.copy_(torch.randn(weight.shape, generator=generator) * (std * scale))
+            weight.copy_(torch.randn(weight.shape, generator=generator) * (std * scale))  # EMB-3, RES-5

@@ -56,9 +56,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, plan: AttentionPlan, cache: KVCache | None) -> Tensor:
         y = self.attention(self.attention_norm(x), cos, sin, plan, cache)
-        x = x + self.attention_post_norm(y)  # (B, T, C)
+        x = x + self.attention_post_norm(y)  # (B, T, C), RES-2
         y = self.mlp(self.mlp_norm(x))
-        return x + self.mlp_post_norm(y)
+        return x + self.mlp_post_norm(y)  # RES-3
 
 
 class Attention(nn.Module):

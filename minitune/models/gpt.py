@@ -38,7 +38,7 @@ class GPT(LanguageModel):
     def hidden(self, ids: Tensor, plan: AttentionPlan, cache: KVCache | None) -> Tensor:
         x = self.embed(ids, self.compute_dtype)  # (B, T, C)
         if self.positions is not None:
-            x = x + self.positions(plan.positions, self.compute_dtype)
+            x = x + self.positions(plan.positions, self.compute_dtype)  # EMB-2
         rotation = None if self.rotary is None else self.rotary(plan.positions)  # (B, T, pairs), twice
         for block in self.blocks:
             x = self.through(block, x, rotation, plan, cache)
@@ -59,7 +59,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, plan: AttentionPlan, cache: KVCache | None) -> Tensor:
         y = self.attention(self.attention_norm(x), rotation, plan, cache)  # (B, T, C)
         if self.parallel:
-            return x + y + self.mlp(self.mlp_norm(x))
+            return x + y + self.mlp(self.mlp_norm(x))  # RES-4
         x = x + y
         return x + self.mlp(self.mlp_norm(x))
 

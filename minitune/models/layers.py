@@ -20,7 +20,7 @@ class Embedding(nn.Module):
         self.scale = scale
 
     def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        x = F.embedding(ids, self.weight).to(dtype)
+        x = F.embedding(ids, self.weight).to(dtype)  # EMB-1
         return x if self.scale == 1.0 else x * torch.tensor(self.scale, dtype=dtype)
 
 

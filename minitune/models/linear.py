@@ -24,7 +24,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return F.linear(x, self.weight.to(x.dtype), bias)  # RES-1
 
     def dequantize(self) -> Tensor:
         """The logical weight ``(out_features, in_features)`` as a float tensor; here the weight itself."""

@@ -5,6 +5,8 @@ of everything else; ``BUILTIN`` is ``torch.nn.functional``, with the formula whe
 the kernels of this project. There is no registry and no global:
 ``dataclasses.replace(BUILTIN, attention=REFERENCE.attention)`` swaps one function.
 
+Capitals and a number at the end of a line, as in the functions here, are an equation of docs/math.
+
 Shapes: B rows, T queries, S keys, H query heads, K key/value heads, D channels a head, C hidden, V vocabulary,
 N = B*T tokens.
 """

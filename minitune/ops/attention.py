@@ -47,7 +47,7 @@ def attention(
     """
     _check(q, k, v, causal, window, softcap, bias)
     p, _, _ = _probabilities(q, k, plan, causal, scale, window, softcap, bias)
-    y = torch.einsum("bkgts,bskd->btkgd", p, v.to(p.dtype))
+    y = torch.einsum("bkgts,bskd->btkgd", p, v.to(p.dtype))  # ATT-6
     return y.reshape(q.shape).to(q.dtype)
 
 
@@ -68,16 +68,16 @@ def attention_backward(
     _check(q, k, v, causal, window, softcap, bias)
     p, grouped, slope = _probabilities(q, k, plan, causal, scale, window, softcap, bias)
     dy = dy.to(p.dtype).reshape(grouped.shape)  # (B, T, K, G, D)
-    dv = torch.einsum("bkgts,btkgd->bskd", p, dy)
-    dp = torch.einsum("btkgd,bskd->bkgts", dy, v.to(p.dtype))
-    ds = p * (dp - (dp * p).sum(-1, keepdim=True))
-    dr = ds * slope
-    dq = torch.einsum("bkgts,bskd->btkgd", dr, k.to(p.dtype)).reshape(q.shape)
-    dk = torch.einsum("bkgts,btkgd->bskd", dr, grouped)
+    dv = torch.einsum("bkgts,btkgd->bskd", p, dy)  # ATT-7
+    dp = torch.einsum("btkgd,bskd->bkgts", dy, v.to(p.dtype))  # ATT-8
+    ds = p * (dp - (dp * p).sum(-1, keepdim=True))  # ATT-9
+    dr = ds * slope  # ATT-11
+    dq = torch.einsum("bkgts,bskd->btkgd", dr, k.to(p.dtype)).reshape(q.shape)  # ATT-12
+    dk = torch.einsum("bkgts,btkgd->bskd", dr, grouped)  # ATT-12
     gradients = dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
     if bias is None:
         return gradients
-    return *gradients, ds.flatten(1, 2).sum_to_size(bias.shape).to(bias.dtype)
+    return *gradients, ds.flatten(1, 2).sum_to_size(bias.shape).to(bias.dtype)  # ATT-10
 
 
 def _probabilities(
@@ -96,17 +96,17 @@ def _probabilities(
     kind = wide(q.dtype)
     slope: Tensor | float = 1.0 / math.sqrt(D) if scale is None else scale
     grouped = q.to(kind).unflatten(2, (K, -1))  # (B, T, K, G, D)
-    s = torch.einsum("btkgd,bskd->bkgts", grouped, k.to(kind)) * slope
+    s = torch.einsum("btkgd,bskd->bkgts", grouped, k.to(kind)) * slope  # ATT-1
     if softcap is not None:
         t = torch.tanh(s / softcap)
-        s, slope = softcap * t, slope * (1 - t * t)
+        s, slope = softcap * t, slope * (1 - t * t)  # ATT-2
     if bias is not None:
-        s = s + bias.to(kind).expand(B, H, T, S).unflatten(1, (K, -1))
+        s = s + bias.to(kind).expand(B, H, T, S).unflatten(1, (K, -1))  # ATT-3
     seen = visible(plan, T, S, causal=causal, window=window, device=q.device)[:, None, None]  # (B or 1, 1, 1, T, S)
     s = s.masked_fill(~seen, -torch.inf)
     # Where nothing is visible the row of -inf would give NaN; its probabilities are 0.
     nothing = (s == -torch.inf).all(-1, keepdim=True)
-    p = torch.softmax(s.masked_fill(nothing, 0.0), dim=-1).masked_fill(nothing, 0.0)
+    p = torch.softmax(s.masked_fill(nothing, 0.0), dim=-1).masked_fill(nothing, 0.0)  # ATT-5
     return p, grouped, slope
 
 

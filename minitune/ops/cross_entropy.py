@@ -50,12 +50,12 @@ def cross_entropy(
     z = capped(logits[kept].to(wide(logits.dtype)), softcap)  # (M, V)
     largest = z.detach().amax(-1, keepdim=True)
     z = z - largest
-    lse = z.exp().sum(-1).log()  # (M,)
-    loss = lse - (1 - smoothing) * z.gather(-1, targets[kept, None]).squeeze(-1)
+    lse = z.exp().sum(-1).log()  # (M,), CE-2 without the shift
+    loss = lse - (1 - smoothing) * z.gather(-1, targets[kept, None]).squeeze(-1)  # CE-3
     if smoothing:
-        loss = loss - smoothing * z.mean(-1)
+        loss = loss - smoothing * z.mean(-1)  # CE-4
     if z_loss:
-        loss = loss + z_loss * (lse + largest.squeeze(-1)).square()
+        loss = loss + z_loss * (lse + largest.squeeze(-1)).square()  # CE-5
     return _weighted(loss, token_weight, kept)
 
 
@@ -74,13 +74,13 @@ def cross_entropy_backward(
     kept = targets != IGNORE
     z = capped(logits[kept].to(wide(logits.dtype)), softcap)  # (M, V)
     p = torch.softmax(z, dim=-1)
-    dz = p - smoothing / z.shape[-1]
+    dz = p - smoothing / z.shape[-1]  # CE-7
     dz[torch.arange(len(z), device=z.device), targets[kept]] -= 1 - smoothing
     if z_loss:
-        dz += 2 * z_loss * torch.logsumexp(z, -1, keepdim=True) * p
+        dz += 2 * z_loss * torch.logsumexp(z, -1, keepdim=True) * p  # CE-8
     if softcap is not None:
-        dz *= 1 - (z / softcap).square()
-    dz *= dloss if token_weight is None else dloss * token_weight[kept, None]
+        dz *= 1 - (z / softcap).square()  # CE-9
+    dz *= dloss if token_weight is None else dloss * token_weight[kept, None]  # CE-10
     dlogits = torch.zeros_like(logits)
     dlogits[kept] = dz.to(logits.dtype)
     return dlogits
@@ -110,7 +110,7 @@ def cross_entropy_builtin(
 
 def capped(z: Tensor, softcap: float | None) -> Tensor:
     """``c tanh(z / c)``, or ``z`` without a cap."""
-    return z if softcap is None else softcap * torch.tanh(z / softcap)
+    return z if softcap is None else softcap * torch.tanh(z / softcap)  # CE-1
 
 
 def check_options(smoothing: float, softcap: float | None, z_loss: float) -> None:
@@ -127,4 +127,4 @@ def _weighted(loss: Tensor, token_weight: Tensor | None, kept: Tensor) -> tuple[
     if token_weight is None:
         return loss.sum(), kept.sum().to(loss.dtype)
     weight = token_weight[kept].to(loss.dtype)
-    return (loss * weight).sum(), weight.sum()
+    return (loss * weight).sum(), weight.sum()  # CE-6

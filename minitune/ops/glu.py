@@ -33,15 +33,15 @@ def glu(gate: Tensor, up: Tensor, *, kind: Kind) -> Tensor:
     Raises ValueError for an unknown kind.
     """
     a = gate.to(wide(gate.dtype))
-    return (a * _gate(a, kind) * up).to(gate.dtype)
+    return (a * _gate(a, kind) * up).to(gate.dtype)  # GLU-2
 
 
 def glu_backward(dy: Tensor, gate: Tensor, up: Tensor, *, kind: Kind) -> tuple[Tensor, Tensor]:
     """Gradients ``(dgate, dup)`` of ``glu``, in closed form."""
     a = gate.to(wide(gate.dtype))
     g, dg = _gate(a, kind), _gate_slope(a, kind)
-    dgate = (g + a * dg) * up * dy
-    dup = a * g * dy
+    dgate = (g + a * dg) * up * dy  # GLU-7
+    dup = a * g * dy  # GLU-7
     return dgate.to(gate.dtype), dup.to(up.dtype)
 
 
@@ -51,36 +51,36 @@ def activation(x: Tensor, *, kind: Kind) -> Tensor:
     Raises ValueError for an unknown kind.
     """
     a = x.to(wide(x.dtype))
-    return (a * _gate(a, kind)).to(x.dtype)
+    return (a * _gate(a, kind)).to(x.dtype)  # GLU-1
 
 
 def activation_backward(dy: Tensor, x: Tensor, *, kind: Kind) -> Tensor:
     """Gradient ``dx`` of ``activation``, in closed form."""
     a = x.to(wide(x.dtype))
     g, dg = _gate(a, kind), _gate_slope(a, kind)
-    return ((g + a * dg) * dy).to(x.dtype)
+    return ((g + a * dg) * dy).to(x.dtype)  # GLU-6
 
 
 def _gate(a: Tensor, kind: Kind) -> Tensor:
     """How much passes: ``g(a)`` of the table above."""
     if kind == "silu":
-        return torch.sigmoid(a)
+        return torch.sigmoid(a)  # GLU-3
     if kind == "gelu":
-        return torch.erfc(a * -math.sqrt(0.5)) / 2
+        return torch.erfc(a * -math.sqrt(0.5)) / 2  # GLU-4
     if kind == "gelu_tanh":
-        return (1 + torch.tanh(math.sqrt(2 / math.pi) * (a + CUBIC * a**3))) / 2
+        return (1 + torch.tanh(math.sqrt(2 / math.pi) * (a + CUBIC * a**3))) / 2  # GLU-5
     raise _unknown(kind)
 
 
 def _gate_slope(a: Tensor, kind: Kind) -> Tensor:
     """``g'(a)`` of the table above."""
     if kind == "silu":
-        return torch.sigmoid(a) * torch.sigmoid(-a)
+        return torch.sigmoid(a) * torch.sigmoid(-a)  # GLU-8
     if kind == "gelu":
-        return torch.exp(-a * a / 2) / math.sqrt(2 * math.pi)
+        return torch.exp(-a * a / 2) / math.sqrt(2 * math.pi)  # GLU-9
     root = math.sqrt(2 / math.pi)
     u = root * (a + CUBIC * a**3)
-    return 2 * root * (1 + 3 * CUBIC * a * a) * torch.sigmoid(2 * u) * torch.sigmoid(-2 * u)
+    return 2 * root * (1 + 3 * CUBIC * a * a) * torch.sigmoid(2 * u) * torch.sigmoid(-2 * u)  # GLU-10
 
 
 def glu_builtin(gate: Tensor, up: Tensor, *, kind: Kind) -> Tensor:

@@ -106,7 +106,7 @@ def token_logprobs(
     kept = targets != IGNORE
     z = capped(_logits(x[kept], weight, bias).to(wide(x.dtype)), softcap)  # (M, V)
     z = z - z.detach().amax(-1, keepdim=True)
-    logprobs = z.gather(-1, targets[kept, None]).squeeze(-1) - z.exp().sum(-1).log()  # (M,)
+    logprobs = z.gather(-1, targets[kept, None]).squeeze(-1) - z.exp().sum(-1).log()  # (M,), CE-11
     return _in_place(logprobs, kept)
 
 
@@ -126,7 +126,7 @@ def token_logprobs_backward(
     kept_x, kept_targets, up = _trained_rows(x, targets, -dlogprobs)
     logits = _logits(kept_x, weight, bias).to(wide(x.dtype))
     one = torch.ones((), dtype=logits.dtype, device=x.device)
-    dz = cross_entropy_backward(one, logits, kept_targets, token_weight=up, softcap=softcap)  # (M, V)
+    dz = cross_entropy_backward(one, logits, kept_targets, token_weight=up, softcap=softcap)  # (M, V), CE-11
     return _through_head(dz, x, weight, targets, bias)
 
 
@@ -151,8 +151,8 @@ def _through_head(
     """From ``dz (M, V)`` of the trained rows, in float32 or wider, to the gradients of the head's three inputs."""
     kept = targets != IGNORE
     dx = torch.zeros_like(x)
-    dx[kept] = (dz @ weight.to(dz.dtype)).to(x.dtype)
-    dweight = dz.T @ x[kept].to(dz.dtype)
+    dx[kept] = (dz @ weight.to(dz.dtype)).to(x.dtype)  # HEAD-3
+    dweight = dz.T @ x[kept].to(dz.dtype)  # HEAD-4
     return dx, dweight.to(weight.dtype), None if bias is None else dz.sum(0).to(bias.dtype)
 
 
@@ -168,4 +168,4 @@ def _trained_rows(x: Tensor, targets: Tensor, token_weight: Tensor | None) -> tu
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x W^T + b`` in the type of ``x``; the head may be kept in a wider type than the activations."""
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))  # HEAD-1

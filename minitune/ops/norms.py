@@ -31,10 +31,10 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0, scal
     ``scale_in_fp32`` scales first, as Gemma (with ``offset=1``) and OLMo-2 do. In bfloat16 the order matters.
     """
     x_wide = x.to(wide(x.dtype))
-    x_hat = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
+    x_hat = x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)  # NORM-1, NORM-2
     if scale_in_fp32:
-        return (x_hat * (offset + weight.to(x_hat.dtype))).to(x.dtype)
-    return x_hat.to(x.dtype) * (offset + weight).to(x.dtype)
+        return (x_hat * (offset + weight.to(x_hat.dtype))).to(x.dtype)  # NORM-3
+    return x_hat.to(x.dtype) * (offset + weight).to(x.dtype)  # NORM-3
 
 
 def rms_norm_backward(
@@ -45,8 +45,8 @@ def rms_norm_backward(
     rstd = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
     x_hat = x_wide * rstd
     g = dy * (offset + weight.to(dy.dtype))
-    dx = rstd * (g - x_hat * (g * x_hat).mean(-1, keepdim=True))
-    dweight = (dy * x_hat).flatten(0, -2).sum(0)
+    dx = rstd * (g - x_hat * (g * x_hat).mean(-1, keepdim=True))  # NORM-7
+    dweight = (dy * x_hat).flatten(0, -2).sum(0)  # NORM-6
     return dx.to(x.dtype), dweight.to(weight.dtype)
 
 
@@ -62,7 +62,7 @@ def rms_norm_builtin(
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) -> Tensor:
     """Centre and normalise the last axis of ``x (..., C)``, then scale by ``weight`` and add ``bias`` (both (C,))."""
     x_hat, _ = _centred(x, eps)
-    y = x_hat * weight
+    y = x_hat * weight  # NORM-5
     return (y if bias is None else y + bias).to(x.dtype)
 
 
@@ -71,8 +71,8 @@ def layer_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, *, eps: float) ->
     x_hat, rstd = _centred(x, eps)
     dy = dy.to(x_hat.dtype)
     g = dy * weight
-    dx = rstd * (g - g.mean(-1, keepdim=True) - x_hat * (g * x_hat).mean(-1, keepdim=True))
-    dweight, dbias = (dy * x_hat).flatten(0, -2).sum(0), dy.flatten(0, -2).sum(0)
+    dx = rstd * (g - g.mean(-1, keepdim=True) - x_hat * (g * x_hat).mean(-1, keepdim=True))  # NORM-9
+    dweight, dbias = (dy * x_hat).flatten(0, -2).sum(0), dy.flatten(0, -2).sum(0)  # NORM-8
     return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype)
 
 
@@ -86,5 +86,5 @@ def _centred(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``x_hat`` and ``rstd``, in float32 or wider."""
     centred = x.to(wide(x.dtype))
     centred = centred - centred.mean(-1, keepdim=True)
-    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)  # NORM-4
     return centred * rstd, rstd

@@ -67,7 +67,7 @@ class AttentionPlan:
             doc_k, at_k, length_k = _documents(self.cu_seqlens_k, keys)
             at_q = at_q + (length_k - length_q)[doc_q]  # queries stand at the end of their document's keys
             same = doc_q[:, None] == doc_k[None, :]
-            return (same & in_sight(at_q, at_k, causal, window))[None]
+            return (same & in_sight(at_q, at_k, causal, window))[None]  # PACK-3
         offset = torch.as_tensor(self.offset, device=device).reshape(-1, 1)
         at_q = offset + torch.arange(queries, device=device)  # (B or 1, T)
         return in_sight(at_q, torch.arange(keys, device=device), causal, window)
@@ -119,9 +119,9 @@ def in_sight(at_q: Tensor, at_k: Tensor, causal: bool, window: int | None) -> Te
     i, j = at_q[..., :, None], at_k
     seen = torch.ones_like(i, dtype=torch.bool) & torch.ones_like(j, dtype=torch.bool)
     if causal:
-        seen = seen & (j <= i)
+        seen = seen & (j <= i)  # ATT-4
     if window is not None:
-        seen = seen & (j > i - window)
+        seen = seen & (j > i - window)  # ATT-4
     return seen
 
 
@@ -132,5 +132,5 @@ def _documents(cu_seqlens: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]
     """
     starts = torch.cat((cu_seqlens.long(), torch.tensor([tokens], device=cu_seqlens.device)))
     index = torch.arange(tokens, device=cu_seqlens.device)
-    document = torch.bucketize(index, starts[1:], right=True)
+    document = torch.bucketize(index, starts[1:], right=True)  # PACK-2
     return document, index - starts[document], starts.diff()

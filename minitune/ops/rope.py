@@ -46,28 +46,28 @@ def rope_frequencies(
     for it. Raises ValueError where longrope's factors are not one a pair.
     """
     pair = torch.arange(0, channels, 2, dtype=torch.float64, device=device)
-    inv_freq = theta ** (-pair / channels)
+    inv_freq = theta ** (-pair / channels)  # ROPE-1
     if scaling is None:
         return inv_freq
     if scaling.kind == "linear":
-        return inv_freq / scaling.factor
+        return inv_freq / scaling.factor  # ROPE-4
     assert scaling.original_max_positions is not None
     if scaling.kind == "llama3":
         assert scaling.low_freq_factor is not None
         assert scaling.high_freq_factor is not None
-        turns = scaling.original_max_positions * inv_freq / (2 * math.pi)
+        turns = scaling.original_max_positions * inv_freq / (2 * math.pi)  # ROPE-5
         s = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
         s = s.clamp(0, 1)
-        return (1 - s) * inv_freq / scaling.factor + s * inv_freq
+        return (1 - s) * inv_freq / scaling.factor + s * inv_freq  # ROPE-6
     if scaling.kind == "yarn":
         first, last = _yarn_ramp(channels, theta, scaling)
         r = ((torch.arange(len(inv_freq), dtype=torch.float64, device=device) - first) / (last - first)).clamp(0, 1)
-        return (1 - r) * inv_freq + r * inv_freq / scaling.factor
+        return (1 - r) * inv_freq + r * inv_freq / scaling.factor  # ROPE-8
     by = scaling.long_factor if length > scaling.original_max_positions else scaling.short_factor
     assert by is not None
     if len(by) != len(inv_freq):
         raise ValueError(f"rope scaling 'longrope' has {len(by)} factors for the {len(inv_freq)} pairs of {channels}")
-    return inv_freq / torch.tensor(by, dtype=torch.float64, device=device)
+    return inv_freq / torch.tensor(by, dtype=torch.float64, device=device)  # ROPE-10
 
 
 def _yarn_ramp(channels: int, theta: float, scaling: RopeScaling) -> tuple[float, float]:
@@ -79,7 +79,7 @@ def _yarn_ramp(channels: int, theta: float, scaling: RopeScaling) -> tuple[float
     assert positions is not None
 
     def pair_of(turns: float) -> float:
-        return channels * math.log(positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        return channels * math.log(positions / (turns * 2 * math.pi)) / (2 * math.log(theta))  # ROPE-7
 
     first, last = pair_of(scaling.beta_fast or 32.0), pair_of(scaling.beta_slow or 1.0)
     if scaling.truncate is not False:
@@ -106,7 +106,7 @@ def rope_tables(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype, factor:
     """
     kind = wide(dtype)
     inv_freq = inv_freq.to(kind).to(positions.device)  # in this order: not every device has float64
-    angle = positions[..., None].to(kind) * inv_freq
+    angle = positions[..., None].to(kind) * inv_freq  # ROPE-2
     cos, sin = angle.cos(), angle.sin()
     return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
 
@@ -122,12 +122,12 @@ def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
 
 def rope_backward(dq: Tensor, dk: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of ``rope``: the rotation back."""
-    return rope(dq, dk, cos, -sin)
+    return rope(dq, dk, cos, -sin)  # ROPE-12
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = cos.shape[-1]
     x1, x2 = x[..., :half], x[..., half : 2 * half]
-    y1 = (x1 * cos - x2 * sin).to(x.dtype)
-    y2 = (x2 * cos + x1 * sin).to(x.dtype)
+    y1 = (x1 * cos - x2 * sin).to(x.dtype)  # ROPE-3
+    y2 = (x2 * cos + x1 * sin).to(x.dtype)  # ROPE-3
     return torch.cat((y1, y2, x[..., 2 * half :]), dim=-1)

@@ -22,7 +22,7 @@ def penalise(z: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
     Keskar et al. (CTRL), arXiv 1909.05858, with the usual rule for negative logits, which division would raise.
     """
-    return torch.where(seen, torch.where(z > 0, z / penalty, z * penalty), z)
+    return torch.where(seen, torch.where(z > 0, z / penalty, z * penalty), z)  # SAMP-1
 
 
 def temper(z: Tensor, temperature: float) -> Tensor:
@@ -31,7 +31,7 @@ def temper(z: Tensor, temperature: float) -> Tensor:
     The largest logit is taken away first, which no softmax notices, so that no temperature, however small, makes an
     infinite logit.
     """
-    return (z - z.amax(-1, keepdim=True)) / temperature
+    return (z - z.amax(-1, keepdim=True)) / temperature  # SAMP-2
 
 
 def top_k(z: Tensor, k: int) -> Tensor:
@@ -40,7 +40,7 @@ def top_k(z: Tensor, k: int) -> Tensor:
         return z
     least = z.topk(k, dim=-1).values[..., -1:]  # (..., 1)
     above, equal = z > least, z == least
-    kept = above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+    kept = above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))  # SAMP-3
     return z.masked_fill(~kept, -torch.inf)
 
 
@@ -51,7 +51,7 @@ def top_p(z: Tensor, p: float) -> Tensor:
     and the likeliest always.
     """
     q, order = torch.softmax(z, -1).sort(dim=-1, descending=True, stable=True)
-    out = q.cumsum(-1) - q >= p
+    out = q.cumsum(-1) - q >= p  # SAMP-4
     out[..., 0] = False
     return z.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -torch.inf)
 
@@ -59,7 +59,7 @@ def top_p(z: Tensor, p: float) -> Tensor:
 def min_p(z: Tensor, p: float) -> Tensor:
     """Keep tokens with ``q_i >= p max_j q_j`` (Nguyen et al., arXiv 2407.01082)."""
     q = torch.softmax(z, -1)
-    return z.masked_fill(q < p * q.amax(-1, keepdim=True), -torch.inf)
+    return z.masked_fill(q < p * q.amax(-1, keepdim=True), -torch.inf)  # SAMP-5
 
 
 def distribution(z: Tensor, settings: SamplerSettings, seen: Tensor | None = None) -> Tensor:
@@ -75,7 +75,7 @@ def distribution(z: Tensor, settings: SamplerSettings, seen: Tensor | None = Non
         z = top_p(z, settings.top_p)
     if settings.min_p:
         z = min_p(z, settings.min_p)
-    return torch.softmax(z, -1)
+    return torch.softmax(z, -1)  # SAMP-6
 
 
 def draw(p: Tensor, u: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def draw(p: Tensor, u: Tensor) -> Tensor:
     the sum is carried on from the last token that has any.
     """
     cdf = torch.where(p > 0, p.cumsum(-1), 0.0).cummax(-1).values
-    return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)[:, 0]
+    return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)[:, 0]  # SAMP-7
 
 
 def choose(z: Tensor, settings: SamplerSettings, u: Tensor, seen: Tensor | None = None) -> Tensor:

@@ -27,4 +27,4 @@ def uniform(seed: int, step: int) -> float:
     The seed is mixed before the steps are counted, so that neighbouring seeds do not share a stream.
     """
     start = mix((seed + GOLDEN) & _64)
-    return (mix((start + (step + 1) * GOLDEN) & _64) >> 11) * 2.0**-53
+    return (mix((start + (step + 1) * GOLDEN) & _64) >> 11) * 2.0**-53  # SAMP-8

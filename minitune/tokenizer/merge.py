@@ -38,12 +38,12 @@ class MergeTable:
         heapify(heap)
 
         while heap:
-            rank, i = divmod(heappop(heap), n)
+            rank, i = divmod(heappop(heap), n)  # TOK-2
             j = after[i]
             # An entry is stale when a neighbour has merged since: then this pair is no longer the pair of this rank.
             if symbol[i] < 0 or j >= n or rank_of(symbol[i] * width + symbol[j]) != rank:
                 continue
-            symbol[i], symbol[j] = merged[rank], -1
+            symbol[i], symbol[j] = merged[rank], -1  # TOK-2
             k = after[i] = after[j]
             if k < n:
                 before[k] = i
