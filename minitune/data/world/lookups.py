@@ -8,7 +8,7 @@ which asks for a step back (``reversed``); and the same in whole sentences (``as
 
 from minitune.data.world.phrases import ASK, SAY
 from minitune.data.world.scenes import Maker
-from minitune.data.world.stories import ORDERS, PAIRED, STATED
+from minitune.data.world.stories import COPIED, ORDERS, PAIRED, STATED
 from minitune.data.world.words import Words, held_out
 
 
@@ -20,7 +20,7 @@ def copying(make: Maker) -> str:
     for _ in range(rng.choice((1, 2, 3))):
         start = rng.randrange(len(listed))
         out += listed if rng.random() < 0.5 else listed[start : rng.randrange(start + 1, len(listed) + 1)]
-    return rng.choice((words.comma, "\n")).join(out)
+    return rng.choice(COPIED[words.name]).join(out)
 
 
 def pairs(make: Maker) -> str:

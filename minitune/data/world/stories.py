@@ -177,16 +177,19 @@ SHEETS: dict[str, dict[str, tuple]] = {
 The headings of the Alpaca template are among them, but never the three together: the form is for fine-tuning to teach.
 """
 
+COPIED = {"en": (" ", ", ", ". ", "\n", ": "), "zh": ("、", "。", "\n", "，")}
+"""What stands between the words of a list that is said again."""
+
 PAIRED: dict[str, tuple[tuple[str, str, str], ...]] = {
     "en": (
-        (": ", ": ", ".\n"),
-        (": ", "? ", ". "),
-        (" and ", " and ", ". "),
-        (" and ", ": ", ".\n"),
-        (", ", "? ", "; "),
+        (": ", ": ", ".\n"), (": ", "? ", ".\n"), (": ", ": ", ". "), (": ", "? ", ". "), (" and ", " and ", ". "),
+        (" and ", "? ", ". "), (", ", ", ", "; "), (", ", "? ", "; "),
     ),
-    "zh": (("：", "：", "。\n"), ("：", "？", "。"), ("和", "和", "。"), ("和", "：", "。\n"), ("，", "？", "；")),
-}
+    "zh": (
+        ("：", "：", "。\n"), ("：", "？", "。\n"), ("：", "：", "。"), ("：", "？", "。"), ("和", "和", "。"), ("和", "？", "。"),
+        ("，", "，", "；"), ("，", "？", "；"),
+    ),
+}  # fmt: skip
 """How pairs are written: what stands between the two where they are told, where they are asked for, and behind."""
 
 ORDERS: dict[str, tuple[str, ...]] = {
