@@ -3,8 +3,8 @@
     python -m bench.recipes [NAME ...]     (needs the weights and the rows; MINITUNE_MATERIAL names their folder)
 
 Each run is a process of its own, so that its peak memory is its own. Appends a line a recipe to
-``bench/results/recipes.jsonl``: the command, the result as ``minitune sft --json`` gives it, the curve, texts before and
-after, the machine. The figures that ``minitune recipes`` shows go into ``minitune/recipes/measured.json``.
+``bench/results/recipes.jsonl``: the command, the result as ``minitune sft --json`` gives it, the curve, texts before
+and after, the machine. The figures that ``minitune recipes`` shows go into ``minitune/recipes/measured.json``.
 ``python -m bench.report`` puts the newest of them into the README and draws the curves.
 """
 

@@ -20,7 +20,7 @@ def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_short_demo_tells_and_writes_everything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The contract's JSON document is the last line, the numbers in it are those of the files, the rest is for people."""
+    """The contract's JSON document is the last line, the numbers in it are those of the files."""
     shortened(monkeypatch)
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--json", "--device", "cpu"]) == 0

@@ -14,7 +14,7 @@ from minitune.jobs.load import TINY
 from minitune.jobs.ready import Ready
 from minitune.jobs.run import Run, update_ratios
 from minitune.jobs.run_folder import bad_step_batches
-from minitune.memory_plan import block_channels, memory_plan, total
+from minitune.memory_plan import memory_plan, total
 from minitune.models import build
 from minitune.train import accumulate
 
@@ -53,13 +53,10 @@ def shape(**changes: Any) -> ModelConfig:
     return ModelConfig(**values | changes)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_plan_counts_what_autograd_keeps(checkpointing: bool) -> None:
-    """Truth: the bytes of every tensor that a forward saves for its backward, weights left out, told by torch itself."""
-    torch.manual_seed(0)
+def test_the_plan_counts_what_autograd_keeps() -> None:
+    """Truth: the bytes of every tensor that a forward saves for its backward, weights left out, told by torch."""
     model = build(shape())
     model.initialize(seed=0)
-    model.checkpointing = checkpointing
     model.train()
     kept: dict[int, int] = {}
     weights = {w.untyped_storage().data_ptr() for w in model.parameters()}
@@ -75,9 +72,16 @@ def test_the_plan_counts_what_autograd_keeps(checkpointing: bool) -> None:
         hidden = model(torch.randint(3000, (1, tokens)))
     assert hidden.requires_grad
     terms = {term.name: term.bytes for term in memory_plan(model, tokens=tokens)}
-    planned = terms["residual stream"] + (0 if checkpointing else terms["inside blocks"])
-    assert planned == pytest.approx(sum(kept.values()), rel=0.15)
-    assert terms["inside blocks"] == (1 if checkpointing else 6) * tokens * block_channels(model.config) * 4
+    assert terms["inside blocks"] == pytest.approx(sum(kept.values()), rel=0.05)
+
+
+def test_checkpointing_leaves_one_block_and_the_stream() -> None:
+    model = build(shape())
+    whole, part = (
+        {t.name: t.bytes for t in memory_plan(model, tokens=512)}["inside blocks"]
+        for model.checkpointing in (False, True)
+    )
+    assert part < 0.4 * whole
 
 
 def test_the_plan_of_weights_gradients_and_moments_is_exact(tmp_path: Path) -> None:
