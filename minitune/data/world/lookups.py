@@ -8,7 +8,7 @@ which asks for a step back (``reversed``); and the same in whole sentences (``as
 
 from minitune.data.world.phrases import ASK, SAY
 from minitune.data.world.scenes import Maker
-from minitune.data.world.stories import COPIED, ORDERS, PAIRED, STATED
+from minitune.data.world.stories import COPIED, LEADS, ORDERS, PAIRED, STATED
 from minitune.data.world.words import Words, held_out
 
 
@@ -20,7 +20,7 @@ def copying(make: Maker) -> str:
     for _ in range(rng.choice((1, 2, 3))):
         start = rng.randrange(len(listed))
         out += listed if rng.random() < 0.5 else listed[start : rng.randrange(start + 1, len(listed) + 1)]
-    return rng.choice(COPIED[words.name]).join(out)
+    return _lead(make) + rng.choice(COPIED[words.name]).join(out)
 
 
 def pairs(make: Maker) -> str:
@@ -46,7 +46,7 @@ def _pairs(make: Maker, *, backward: bool) -> str:
     for _ in range(rng.choice((1, 2))):
         again = rng.sample(found, count)
         out += [f"{b}{asked}{a}{end}" if backward else f"{a}{asked}{b}{end}" for a, b in again]
-    return "".join(out).rstrip()
+    return _lead(make) + "".join(out).rstrip()
 
 
 def asked(make: Maker) -> str:
@@ -106,6 +106,10 @@ def ordering(make: Maker) -> str:
         most, least = words.quantity(max(numbers)), words.quantity(min(numbers))
         out.append(rng.choice(ORDERS[words.name]).format(list=row, most=most, least=least))
     return rng.choice((make.joint, "\n")).join(out)
+
+
+def _lead(make: Maker) -> str:
+    return make.rng.choice(LEADS[make.words.name]).format(p=make.rng.choice(make.words.people))
 
 
 def _pool(words: Words) -> list[str]:

@@ -177,20 +177,23 @@ SHEETS: dict[str, dict[str, tuple]] = {
 The headings of the Alpaca template are among them, but never the three together: the form is for fine-tuning to teach.
 """
 
-COPIED = {"en": (" ", ", ", ". ", "\n", ": "), "zh": ("、", "。", "\n", "，")}
+COPIED = {"en": (" ", ", ", ". ", "; ", ": "), "zh": ("、", "。", "\n", "，", "；")}
 """What stands between the words of a list that is said again."""
 
 PAIRED: dict[str, tuple[tuple[str, str, str], ...]] = {
     "en": (
-        (": ", ": ", ".\n"), (": ", "? ", ".\n"), (": ", ": ", ". "), (": ", "? ", ". "), (" and ", " and ", ". "),
-        (" and ", "? ", ". "), (", ", ", ", "; "), (", ", "? ", "; "),
+        (": ", ": ", ". "), (": ", "? ", ". "), (" and ", " and ", ". "), (" and ", "? ", ". "), (", ", ", ", "; "),
+        (", ", "? ", "; "), (": ", ": ", ", "), (" and ", ": ", "; "),
     ),
     "zh": (
-        ("：", "：", "。\n"), ("：", "？", "。\n"), ("：", "：", "。"), ("：", "？", "。"), ("和", "和", "。"),
-        ("和", "？", "。"), ("，", "，", "；"), ("，", "？", "；"),
+        ("：", "：", "。"), ("：", "？", "。"), ("和", "和", "。"), ("和", "？", "。"), ("，", "，", "；"), ("，", "？", "；"),
+        ("：", "：", "。\n"), ("和", "：", "。\n"),
     ),
 }  # fmt: skip
 """How pairs are written: what stands between the two where they are told, where they are asked for, and behind."""
+
+LEADS = {"en": ("The list: ", "{p} says: ", "In the list stand "), "zh": ("", "列表：", "{p}说：")}
+"""What stands before bare words, so that in English the first of them is the same token as in the middle of a text."""
 
 ORDERS: dict[str, tuple[str, ...]] = {
     "en": (

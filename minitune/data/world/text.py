@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from minitune.data.world.lookups import LOOKUPS
 from minitune.data.world.phrases import ASK, SAY
 from minitune.data.world.scenes import FACTS, Maker, Question
-from minitune.data.world.stories import ORDERS, PAIRED, SHEETS, STATED, STORIES
+from minitune.data.world.stories import LEADS, ORDERS, PAIRED, SHEETS, STATED, STORIES
 from minitune.data.world.words import ENGLISH, LANGUAGES, bilingual, held_out
 
 # Which documents, how often. Scenes with several people are most of the text: who has what, and where, is what a
@@ -192,3 +192,4 @@ def vocabulary() -> Iterator[str]:
         yield from SHEETS[words.name]["preface"]
         yield from (sign for signs in PAIRED[words.name] for sign in signs)
         yield from ORDERS[words.name]
+        yield from LEADS[words.name]
