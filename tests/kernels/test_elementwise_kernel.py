@@ -214,11 +214,12 @@ def test_frozen_weights_of_heads_get_no_gradient(device: torch.device) -> None:
     w, tables = randn(8, seed=4, dtype=torch.float32, device=device), tables_of(1, 5, 4, device)(q)
     found = []
     for train in (True, False):
-        leaves = [x.clone().requires_grad_() for x in (q, k)]
-        weights = [w.clone().requires_grad_(train), w.clone().requires_grad_(train)]
-        sum(out.square().sum() for out in qk_norm_rope(*leaves, *weights, *tables, eps=1e-6)).backward()
-        assert all((weight.grad is not None) == train for weight in weights)
-        found.append([x.grad for x in leaves])
+        a, b = q.clone().requires_grad_(), k.clone().requires_grad_()
+        wq, wk = w.clone().requires_grad_(train), w.clone().requires_grad_(train)
+        turned, turned_k = qk_norm_rope(a, b, wq, wk, *tables, eps=1e-6)
+        (turned.square().sum() + turned_k.square().sum()).backward()
+        assert all((weight.grad is not None) == train for weight in (wq, wk))
+        found.append([a.grad, b.grad])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
