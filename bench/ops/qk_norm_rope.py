@@ -68,7 +68,13 @@ def shipped() -> dict[str, Callable[[], object]]:
     """Every type, head sizes with and without channels that stay, both directions, weights trained and frozen."""
     calls: dict[str, Callable[[], object]] = {}
     for dtype in (torch.bfloat16, torch.float32):
-        for H, K, D, pairs in ((16, 8, 128, 64), (64, 8, 128, 64), (16, 2, 256, 32), (8, 4, 256, 128), (16, 16, 80, 10)):
+        for H, K, D, pairs in (
+            (16, 8, 128, 64),
+            (64, 8, 128, 64),
+            (16, 2, 256, 32),
+            (8, 4, 256, 128),
+            (16, 16, 80, 10),
+        ):
             calls[f"{str(dtype)[6:]} H{H} K{K} D{D} pairs {pairs}"] = partial(_meta, dtype, H, K, D, pairs)
     return calls
 

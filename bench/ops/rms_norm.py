@@ -85,7 +85,7 @@ def shipped() -> dict[str, Callable[[], object]]:
     """The tiles, with and without the residual and the weight's gradient."""
     calls: dict[str, Callable[[], object]] = {}
     dtype = torch.bfloat16
-    for C in (128, 4096, 16384, 20000):
+    for C in (128, 4096, 8192, 12288, 16384, 20000):
         calls[f"{str(dtype)[6:]} C{C}"] = partial(_meta, dtype, C)
     return calls
 

@@ -48,8 +48,9 @@ def qk_norm_rope(
     D = q.shape[-1]
     if q_weight.shape != (D,) or k_weight.shape != (D,) or k.shape[-1] != D or q_weight.dtype != k_weight.dtype:
         raise ValueError(
-            f"qk_norm_rope: q {tuple(q.shape)}, k {tuple(k.shape)}, weights {tuple(q_weight.shape)} of {q_weight.dtype} "
-            f"and {tuple(k_weight.shape)} of {k_weight.dtype} do not fit; expected two weights ({D},) of one type"
+            f"qk_norm_rope: q {tuple(q.shape)}, k {tuple(k.shape)} and weights {tuple(q_weight.shape)} of "
+            f"{q_weight.dtype}, {tuple(k_weight.shape)} of {k_weight.dtype} do not fit; expected two weights ({D},) of "
+            "one type"
         )
     if cos.shape != sin.shape or cos.shape[-2] != q.shape[1] or 2 * cos.shape[-1] > D:
         raise ValueError(

@@ -8,7 +8,9 @@
 Forward: one read and one write; a row stays in registers between its sum and its scaling. Kept for the backward: x and
 one float32 a row. Backward: a persistent grid. A program walks over its share of the rows, keeps a partial dw of its
 own in float32 registers and writes it once; a second, small kernel adds the partials up. No atomics: the same input
-gives the same bits. Where the weight is frozen there are no partials at all.
+gives the same bits. Where the weight is frozen there are no partials at all. A row that just fits into the registers
+leaves no room for a weight and masks beside its partial dw: it goes without masks where it fills its tile, and reads
+the weight again. Longer rows go through in pieces, a few rows together.
 
 ``add_rms_norm`` adds a residual first, in the same pass; its backward adds the gradient that comes down the residual.
 
@@ -24,7 +26,9 @@ from torch import Tensor
 
 from minitune_kernels.launch import cdiv, launch, operator
 from minitune_kernels.rows import (
+    LONGEST,
     PIECE,
+    Tile,
     backward_tiles,
     check_types,
     in_registers,
@@ -175,8 +179,8 @@ def _rms_norm_backward(
     dy, x, C = rows_of(dy), rows_of(x), x.shape[-1]
     dtotal = None if dtotal is None else rows_of(dtotal)
     add, short = dtotal is not None, in_registers(C, x.dtype, backward=True)
-    tile = backward_tiles(C if short else PIECE, x.dtype, inputs=3 if add else 2)
-    P = programs(x, len(x), tile) if short else min(len(x), programs(x, len(x), tile))
+    tile = backward_tiles(C, x.dtype, inputs=3 if add else 2) if short else PIECES
+    P = programs(x, len(x), tile)
     # A row in pieces has no registers left for its partial sums: they are added up in memory, from zero.
     make = torch.empty if short else torch.zeros
     partials = make(P, C, dtype=torch.float32, device=x.device) if train else None
@@ -184,11 +188,16 @@ def _rms_norm_backward(
     args = (*args, dy.stride(0), dtotal.stride(0) if dtotal is not None else 0, x.stride(0), offset)
     flags = {"LATE": late, "ADD": add, "TRAIN": train}
     if x.numel() and short:
-        launch(_backward, (P,), *args, **flags, ROWS=tile.rows, BLOCK=tile.block, STAGES=tile.stages,
-               num_warps=tile.warps)  # fmt: skip
+        whole = tile.rows == 1 and tile.block == C
+        launch(_backward, (P,), *args, **flags, ROWS=tile.rows, BLOCK=tile.block, STAGES=tile.stages, WHOLE=whole,
+               AGAIN=tile.block == LONGEST, num_warps=tile.warps)  # fmt: skip
     elif x.numel():
-        launch(_backward_long, (P,), *args, **flags, BLOCK=PIECE, num_warps=8)
+        launch(_backward_long, (P,), *args, **flags, ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps)
     return dx, weight.new_empty(0) if partials is None else sum_partials(partials, weight.dtype)
+
+
+PIECES = Tile(rows=4, block=2048, warps=8, per_processor=2)
+"""What a backward holds of rows too long for the registers."""
 
 
 # ---- the kernels
@@ -266,15 +275,19 @@ def _forward_long(
 def _backward(
     dy_ptr, ds_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, partials_ptr, N, C, stride_dy, stride_ds, stride_x, offset,
     LATE: tl.constexpr, ADD: tl.constexpr, TRAIN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, WHOLE: tl.constexpr, AGAIN: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     cols = tl.arange(0, BLOCK)
-    w = tl.load(w_ptr + cols, cols < C, other=0.0)
+    if not AGAIN:
+        w = tl.load(w_ptr + cols, cols < C, other=0.0)
     dw = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
     for tile in tl.range(tl.program_id(0), tl.cdiv(N, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tile * ROWS + tl.arange(0, ROWS)
-        mask = (rows < N)[:, None] & (cols < C)[None, :]
+        if WHOLE:  # no mask at all: it would cost registers that wide rows have not
+            mask = tl.full((ROWS, BLOCK), 1, tl.int1)
+        else:
+            mask = (rows < N)[:, None] & (cols < C)[None, :]
         row = rows[:, None].to(tl.int64)
         rstd = tl.load(rstd_ptr + rows, rows < N, other=0.0)[:, None]
         x = tl.load(x_ptr + row * stride_x + cols[None, :], mask, other=0.0)
@@ -282,6 +295,8 @@ def _backward(
         x_hat, dy = x.to(tl.float32) * rstd, dy.to(tl.float32)
         if TRAIN:
             dw += dy * x_hat
+        if AGAIN:
+            w = tl.load(w_ptr + cols, cols < C, other=0.0)
         g = dy * _scale(w, offset, dtype, LATE)[None, :]
         dx = rstd * (g - x_hat * (tl.sum(g * x_hat, 1) / C)[:, None])
         if ADD:
@@ -294,32 +309,36 @@ def _backward(
 @triton.jit
 def _backward_long(
     dy_ptr, ds_ptr, x_ptr, w_ptr, rstd_ptr, dx_ptr, partials_ptr, N, C, stride_dy, stride_ds, stride_x, offset,
-    LATE: tl.constexpr, ADD: tl.constexpr, TRAIN: tl.constexpr, BLOCK: tl.constexpr,
+    LATE: tl.constexpr, ADD: tl.constexpr, TRAIN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """A few rows at a time, twice through their pieces; weights and partial sums are read once for all of them."""
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     if TRAIN:
         partials_ptr += tl.program_id(0).to(tl.int64) * C
-    for r in range(tl.program_id(0), N, tl.num_programs(0)):
-        row = tl.cast(r, tl.int64)
-        rstd = tl.load(rstd_ptr + row)
-        products = tl.zeros((BLOCK,), dtype=tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(N, ROWS), tl.num_programs(0)):
+        rows = tile * ROWS + tl.arange(0, ROWS)
+        row, own = rows[:, None].to(tl.int64), (rows < N)[:, None]
+        rstd = tl.load(rstd_ptr + rows, rows < N, other=0.0)[:, None]
+        products = tl.zeros((ROWS, BLOCK), dtype=tl.float32)
         for start in range(0, C, BLOCK):
             cols = start + tl.arange(0, BLOCK)
-            x = tl.load(x_ptr + row * stride_x + cols, cols < C, other=0.0).to(tl.float32)
-            dy = tl.load(dy_ptr + row * stride_dy + cols, cols < C, other=0.0).to(tl.float32)
+            mask = own & (cols < C)[None, :]
+            x = tl.load(x_ptr + row * stride_x + cols[None, :], mask, other=0.0).to(tl.float32)
+            dy = tl.load(dy_ptr + row * stride_dy + cols[None, :], mask, other=0.0).to(tl.float32)
             w = tl.load(w_ptr + cols, cols < C, other=0.0)
-            products += dy * _scale(w, offset, dtype, LATE) * (x * rstd)
-        mean = tl.sum(products, 0) / C
-        tl.debug_barrier()  # the partial sums of the row before are in memory, whichever thread adds to them now
+            products += dy * _scale(w, offset, dtype, LATE)[None, :] * (x * rstd)
+        mean = (tl.sum(products, 1) / C)[:, None]
+        tl.debug_barrier()  # the partial sums of the rows before are in memory, whichever thread adds to them now
         for start in range(0, C, BLOCK):
             cols = start + tl.arange(0, BLOCK)
-            x_hat = tl.load(x_ptr + row * stride_x + cols, cols < C, other=0.0).to(tl.float32) * rstd
-            dy = tl.load(dy_ptr + row * stride_dy + cols, cols < C, other=0.0).to(tl.float32)
+            mask = own & (cols < C)[None, :]
+            x_hat = tl.load(x_ptr + row * stride_x + cols[None, :], mask, other=0.0).to(tl.float32) * rstd
+            dy = tl.load(dy_ptr + row * stride_dy + cols[None, :], mask, other=0.0).to(tl.float32)
             w = tl.load(w_ptr + cols, cols < C, other=0.0)
-            dx = rstd * (dy * _scale(w, offset, dtype, LATE) - x_hat * mean)
+            dx = rstd * (dy * _scale(w, offset, dtype, LATE)[None, :] - x_hat * mean)
             if ADD:
-                dx += tl.load(ds_ptr + row * stride_ds + cols, cols < C, other=0.0).to(tl.float32)
-            tl.store(dx_ptr + row * C + cols, dx.to(dtype), cols < C)
+                dx += tl.load(ds_ptr + row * stride_ds + cols[None, :], mask, other=0.0).to(tl.float32)
+            tl.store(dx_ptr + row * C + cols[None, :], dx.to(dtype), mask)
             if TRAIN:
                 before = tl.load(partials_ptr + cols, cols < C, other=0.0)
-                tl.store(partials_ptr + cols, before + dy * x_hat, cols < C)
+                tl.store(partials_ptr + cols, before + tl.sum(dy * x_hat, 0), cols < C)

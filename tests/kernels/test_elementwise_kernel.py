@@ -65,14 +65,28 @@ def test_rms_norm_scales_and_strides(scale: float, dtype: torch.dtype, device: t
     check(use(rms_norm), use(BUILTIN.rms_norm), use(REFERENCE.rms_norm), [heads, w])
 
 
-def test_rms_norm_of_rows_in_pieces(device: torch.device) -> None:
-    """Guards rows too long for the registers."""
+@pytest.mark.parametrize(
+    ("N", "C", "kind"),
+    [
+        (3, 17000, torch.float32), (37, 9000, torch.float32), (5, 17000, torch.float16),  # in pieces
+        (3, 16384, torch.float16), (2, 16000, torch.float16), (5, 4096, torch.float32),  # the widest in registers
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("residual", [False, True])
+def test_rms_norm_of_wide_rows(N: int, C: int, kind: torch.dtype, residual: bool, device: torch.device) -> None:
+    """Guards rows too long for the registers, more of them than a grid has programs, and those that just fit."""
 
-    def use(f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def use(f: Callable[..., Tensor]) -> Callable[..., Any]:
+        if residual:
+            return lambda x, w, r: (x + r, f(x + r, w, eps=1e-5))
         return lambda x, w: f(x, w, eps=1e-5)
 
-    x, w = randn(3, 17000, dtype=torch.float32, device=device), randn(17000, seed=1, dtype=torch.float32, device=device)
-    check(use(rms_norm), use(BUILTIN.rms_norm), use(REFERENCE.rms_norm), [x, w])
+    inputs = [randn(N, C, dtype=kind, device=device), randn(C, seed=1, dtype=kind, device=device)]
+    ours: Callable[..., Any] = use(rms_norm)
+    if residual:
+        inputs.append(randn(N, C, seed=2, dtype=kind, device=device))
+        ours = lambda x, w, r: add_rms_norm(x, r, w, eps=1e-5)  # noqa: E731 - a name for one of two
+    check(ours, use(BUILTIN.rms_norm), use(REFERENCE.rms_norm), inputs)
 
 
 def test_the_order_of_rounding_is_the_familys(device: torch.device) -> None:
@@ -200,11 +214,12 @@ def test_frozen_weights_of_heads_get_no_gradient(device: torch.device) -> None:
     w, tables = randn(8, seed=4, dtype=torch.float32, device=device), tables_of(1, 5, 4, device)(q)
     found = []
     for train in (True, False):
-        leaves = [x.clone().requires_grad_() for x in (q, k)]
-        weights = [w.clone().requires_grad_(train), w.clone().requires_grad_(train)]
-        sum(out.square().sum() for out in qk_norm_rope(*leaves, *weights, *tables, eps=1e-6)).backward()
-        assert all((weight.grad is not None) == train for weight in weights)
-        found.append([x.grad for x in leaves])
+        a, b = q.clone().requires_grad_(), k.clone().requires_grad_()
+        wq, wk = w.clone().requires_grad_(train), w.clone().requires_grad_(train)
+        turned, turned_k = qk_norm_rope(a, b, wq, wk, *tables, eps=1e-6)
+        (turned.square().sum() + turned_k.square().sum()).backward()
+        assert all((weight.grad is not None) == train for weight in (wq, wk))
+        found.append([a.grad, b.grad])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 

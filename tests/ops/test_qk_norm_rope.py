@@ -1,5 +1,6 @@
 """Norm and rotation of each head: the closed form is autograd's, tables agree, and Qwen3's own module says the same."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,14 +23,15 @@ def tables(T: int, channels: int, dtype: torch.dtype = torch.float64) -> tuple[T
 @pytest.mark.parametrize("channels", [6, 4], ids=["all channels turn", "some stay"])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_backward_is_autograd(channels: int, offset: float) -> None:
-    inputs = [randn(2, 5, 4, 6), randn(2, 5, 2, 6, seed=1), randn(6, seed=2), randn(6, seed=3)]
-    ups = [randn(2, 5, 4, 6, seed=4), randn(2, 5, 2, 6, seed=5)]
+    q, k, wq, wk = inputs = randn(2, 5, 4, 6), randn(2, 5, 2, 6, seed=1), randn(6, seed=2), randn(6, seed=3)
+    dq, dk = randn(2, 5, 4, 6, seed=4), randn(2, 5, 2, 6, seed=5)
     cos, sin = tables(5, channels)
 
-    def f(*x: Tensor) -> tuple[Tensor, Tensor]:
-        return qk_norm_rope(*x, cos, sin, eps=1e-6, offset=offset)
+    def f(q: Tensor, k: Tensor, wq: Tensor, wk: Tensor) -> tuple[Tensor, Tensor]:
+        return qk_norm_rope(q, k, wq, wk, cos, sin, eps=1e-6, offset=offset)
 
-    assert_close64(qk_norm_rope_backward(*ups, *inputs, cos, sin, eps=1e-6, offset=offset), autograd(f, inputs, ups))
+    closed = qk_norm_rope_backward(dq, dk, q, k, wq, wk, cos, sin, eps=1e-6, offset=offset)
+    assert_close64(closed, autograd(f, inputs, [dq, dk]))
     assert torch.autograd.gradcheck(f, [x.requires_grad_() for x in inputs])
 
 
@@ -43,8 +45,8 @@ def test_it_is_the_reference_librarys(ops: Ops) -> None:
     for i, norm in enumerate(norms):
         norm.weight.data.copy_(randn(8, seed=2 + i))
     cos, sin = tables(7, 8, torch.float32)
-    whole = [torch.cat((t, t), -1) for t in (cos, sin)]
-    want: Any = apply_rotary_pos_emb(norms[0](q).transpose(1, 2), norms[1](k).transpose(1, 2), *whole)
+    c, s = (torch.cat((t, t), -1) for t in (cos, sin))
+    want: Any = apply_rotary_pos_emb(norms[0](q).transpose(1, 2), norms[1](k).transpose(1, 2), c, s)
     got = ops.qk_norm_rope(q, k, norms[0].weight, norms[1].weight, cos, sin, eps=1e-6)
     for ours, theirs in zip(got, want, strict=True):
         torch.testing.assert_close(ours, theirs.transpose(1, 2), rtol=1e-5, atol=1e-6)
@@ -55,11 +57,11 @@ def test_it_is_the_reference_librarys(ops: Ops) -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_as_accurate_as_eager(ops: Ops, dtype: torch.dtype, scale: float) -> None:
     q, k = randn(2, 33, 3, 20, dtype=dtype) * scale, randn(2, 33, 1, 20, seed=1, dtype=dtype) * scale
-    weights = [randn(20, seed=i, dtype=dtype) for i in (2, 3)]
-    exact = qk_norm_rope(q.double(), k.double(), *(w.double() for w in weights), *tables(33, 20), eps=1e-6)
+    wq, wk = weights = [randn(20, seed=i, dtype=dtype) for i in (2, 3)]
+    exact = qk_norm_rope(q.double(), k.double(), wq.double(), wk.double(), *tables(33, 20), eps=1e-6)
     cos, sin = tables(33, 20, dtype)
     c, s = (torch.cat((t, t), -1)[:, :, None].to(dtype) for t in (cos, sin))
-    got = ops.qk_norm_rope(q, k, *weights, cos, sin, eps=1e-6)
+    got = ops.qk_norm_rope(q, k, wq, wk, cos, sin, eps=1e-6)
     for ours, x, w, truth in zip(got, (q, k), weights, exact, strict=True):
         n = torch.nn.functional.rms_norm(x, (20,), w, 1e-6)
         assert_as_accurate(ours, n * c + torch.cat((-n[..., 10:], n[..., :10]), -1) * s, truth)
@@ -87,13 +89,12 @@ def test_a_model_with_a_norm_by_head_asks_for_it() -> None:
 
         return call
 
-    from dataclasses import replace
-
     ops = replace(REFERENCE, rope=counted("rope"), qk_norm_rope=counted("qk_norm_rope"))
     shape: dict[str, Any] = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_layers": 1}
     shape |= {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
     for qk_norm, wanted in (("head", ["qk_norm_rope"]), ("all", ["rope"]), ("none", ["rope"])):
-        model = Decoder(ModelConfig(**shape, qk_norm=qk_norm), ops)
+        changes: dict[str, Any] = {"qk_norm": qk_norm}
+        model = Decoder(ModelConfig(**shape | changes), ops)
         model.initialize(seed=0)
         asked.clear()
         model(torch.arange(5)[None])
