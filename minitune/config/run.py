@@ -76,7 +76,7 @@ class RunConfig:
     checkpointing: bool = False
     """Compute each block again in the backward instead of keeping what is inside it: less memory, a third more work."""
     compile: bool = False
-    """Let torch.compile make one program of the decoder: faster after a minute of compiling; needs a C++ compiler."""
+    """Let torch.compile make programs of the layers, some seconds each, before the first step; needs a C++ compiler."""
 
     eval_every: int = 0
     """Optimizer steps between validations; 0 validates before the first step and after the last."""

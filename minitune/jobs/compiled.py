@@ -9,13 +9,17 @@ from minitune.models import LanguageModel
 
 
 def compile_blocks(model: LanguageModel) -> None:
-    """Let torch compile the blocks, once for all layers; they are compiled when the first step needs them.
+    """Let torch compile the blocks, when the first step needs them; a layer takes some seconds.
 
     Raises ConfigError where the C++ compiler is missing that code for a CPU is made with.
     """
     device = model.embed.weight.device
     if device.type == "cpu":
         refuse_without_compiler()
+    # Each layer is a program of its own, and one more where its input needs a gradient and where it does not (the first
+    # layer of a frozen base, validation). Beyond its limit torch would run the rest uncompiled, with a warning only.
+    limit = 8 + 4 * len(model.blocks)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     for block in model.blocks:
         block.compile(dynamic=True)
 
