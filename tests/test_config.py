@@ -1,6 +1,7 @@
 """Settings: a typo, a wrong type or a value out of range never starts a run."""
 
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,3 +59,11 @@ def test_a_whole_number_is_a_float_too() -> None:
 def test_a_shape_that_cannot_be_is_refused(change: dict) -> None:
     with pytest.raises(ConfigError):
         ModelConfig(**(SHAPE | change))
+
+
+def test_the_page_of_settings_is_made_from_the_dataclasses() -> None:
+    """Flags, TOML keys and documentation have one source: the page is what that source gives."""
+    from minitune.config.page import SETTINGS_PAGE, page
+
+    path = Path(__file__).resolve().parents[1] / SETTINGS_PAGE
+    assert path.read_text(encoding="utf-8") == page(), "run: python -m minitune.config.page > docs/settings.md"

@@ -184,7 +184,7 @@ class PretrainConfig(RunConfig):
     model: str = ""
     """Model to go on from; empty makes a new one of --shape."""
     data: str
-    """Text files (a document a paragraph block), or rows of `text` in JSON, JSON Lines, CSV or Parquet."""
+    """Text files, each one document, or rows of `text` in JSON, JSON Lines, CSV or Parquet; several mix by weight."""
     shape: str = ""
     """A config.json as published, for a new model with random weights; used without --model."""
     tokenizer: str = ""
