@@ -49,7 +49,7 @@ def page() -> str:
     own = {cls: [f.name for f in dataclasses.fields(cls) if _differs(cls, f)] for cls in (SFTConfig, PretrainConfig)}
     shared = [name for name in common if not any(name in names for names in own.values())]
     out = ["# Settings of a run", "", "Made by `python -m minitune.config.page` from the dataclasses in"]
-    out += ["[minitune/config/run.py](../minitune/config/run.py); the same names, with `_` for `-`, stand in TOML files."]
+    out += ["[minitune/config/run.py](../minitune/config/run.py); the same names, with `_` for `-`, stand in TOML."]
     out += ["A switch such as `--packing` has a `--no-packing`.", "", "## sft and pretrain", ""]
     out += table(RunConfig, shared)
     own[SFTConfig] += [name for name in common if name not in shared]

@@ -3,7 +3,7 @@
 A model of a million parameters learns from a story, where a lookup is needed now and then among much that cannot
 be foretold, ten times as slowly as from these. It learns in this order, each from the one before: to go on with a list
 that it has seen (``copying``); to give the second of a pair by the first (``pairs``); to give the first by the second,
-which asks for a step back (``reversed``); and the same in whole sentences (``asked``, ``drill``, ``comparing``).
+which asks for a step back (``reversed``); and what stands behind a word in whole sentences (``asked``, ``drill``).
 """
 
 from minitune.data.world.phrases import ASK, SAY
@@ -50,34 +50,42 @@ def _pairs(make: Maker, *, backward: bool) -> str:
 
 
 def asked(make: Maker) -> str:
-    """Who has what, who is where or who has how many, each told by the person's name and asked for by the rest."""
+    """Who has what, who is where, what belongs to whom or who has how many: told once, and asked once in any order."""
     rng, words = make.rng, make.words
-    say, ask = SAY[words.name], ASK[words.name]
-    kind = rng.choice(("has", "has", "at", "count"))
+    told_by, asked_by, rules = rng.choice(_ASKED)
     count = rng.choice((2, 2, 3, 3, 4))
     food = rng.choice(words.foods)
-    choices = {"has": tuple(words.things), "at": words.places, "count": [words.quantity(n) for n in range(2, 13)]}
     while True:
-        people, values = make.pick(words.people, count), make.pick(choices[kind], count)
-        colours = make.pick(words.colours, count)
-        tinted = kind == "has" and any(held_out("colour", t, c) for t, c in zip(values, colours, strict=True))
-        if not tinted and not any(held_out(kind, p, v) for p, v in zip(people, values, strict=True)):
+        drawn = zip(
+            make.pick(words.people, count), make.pick(tuple(words.things), count), make.pick(words.colours, count),
+            make.pick(words.places, count), make.pick(range(2, 13), count), strict=True,
+        )  # fmt: skip
+        slots = [
+            {"p": p, "t": t, "c": c, "l": l, "n": words.quantity(n), "f": food, "m": words.things[t]}
+            for p, t, c, l, n in drawn
+        ]
+        if not any(held_out(rule, s[x], s[y]) for rule, x, y in rules for s in slots):
             break
-    slots = [
-        {"p": p, "t": v, "l": v, "n": v, "f": food, "c": c, "m": words.things.get(v, "")}
-        for p, v, c in zip(people, values, colours, strict=True)
-    ]
-    frame = rng.choice(say[kind])
-    told = [(frame if rng.random() < 0.5 else rng.choice(say[kind])).format(**s) for s in slots]
-    way = rng.choice(ask[{"has": rng.choice(("who", "who", "colour")), "at": "stands", "count": "counted"}[kind]])
+    say, way = SAY[words.name][told_by], rng.choice(ASK[words.name][rng.choice(asked_by)])
+    frame = rng.choice(say)
+    told = [(frame if rng.random() < 0.5 else rng.choice(say)).format(**s) for s in slots]
     answers = [make.join([way[0].format(**s), way[1].format(**s)]) for s in rng.sample(slots, count)]
     return rng.choice((make.joint, "\n")).join(told + answers)
+
+
+_ASKED = (
+    ("has", ("has",), (("has", "p", "t"), ("colour", "t", "c"))),
+    ("of", ("who", "colour"), (("has", "p", "t"), ("colour", "t", "c"))),
+    ("at", ("where",), (("at", "p", "l"),)),
+    ("count", ("counted",), ()),
+)
+"""What is told, what is asked about it, and which combinations must not be held out."""
 
 
 def drill(make: Maker) -> str:
     """A scene with all its questions, in several ways and rounds."""
     rng = make.rng
-    scene = make.make(rng.choice(("holding", "holding", "holding", "counting", "moving")))
+    scene = make.make(rng.choice(("holding", "holding", "owning", "owning", "counting", "moving")))
     frame = rng.choice(STATED[make.words.name]["asks"])
     out = [scene.story]
     for _ in range(rng.choice((1, 2))):

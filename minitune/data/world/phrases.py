@@ -1,5 +1,9 @@
 """How the small world is spoken of: sentences with slots, and questions with the one answer that is right.
 
+What is asked for stands behind what it is asked by: a person's thing behind the person, a thing's owner behind the
+thing. The other way round, which asks a model to look back from a word to what stood before it, a model of this size
+learned in bare pairs (``lookups.py``) and, in eight million tokens, not in sentences.
+
 Slots: p, q people; t thing, m its measure word; c colour; l place; f food; n, k numbers; a animal, s its sound;
 x, y words; list a list. A question of ``ASK`` is a pair (question, answer); where ways of asking for a fact are held
 out (``FACTS`` of scenes.py), every fact has four of them.
@@ -7,18 +11,20 @@ out (``FACTS`` of scenes.py), every fact has four of them.
 
 SAY: dict[str, dict[str, tuple[str, ...]]] = {
     "en": {
-        "has": ("{p} has a {c} {t}.", "{p} holds a {c} {t}.", "The {c} {t} belongs to {p}."),
+        "has": ("{p} has a {c} {t}.", "{p} holds a {c} {t}."),
+        "of": ("The {t} belongs to {p} and is {c}.", "The {t} is {c} and belongs to {p}."),
         "at": ("{p} is in the {l}.", "{p} plays in the {l}.", "{p} waits in the {l}."),
-        "both": ("{p} is in the {l} with a {c} {t}.", "In the {l}, {p} has a {c} {t}."),
-        "count": ("{p} has {n} {f}.", "{p} buys {n} {f}.", "There are {n} {f} on the table of {p}."),
+        "both": ("{p} is in the {l} with a {c} {t}.", "{p} plays in the {l} and has a {c} {t}."),
+        "count": ("There are {n} {f} on the table of {p}.", "Now {n} {f} are on the table of {p}."),
         "goes": ("{p} goes to the {l}.", "{p} walks to the {l}.", "{p} runs to the {l}."),
         "then": ("Then {p} goes to the {l}.", "After that, {p} walks to the {l}.", "Later {p} goes to the {l}."),
     },
     "zh": {
-        "has": ("{p}有一{m}{c}的{t}。", "{p}拿着一{m}{c}的{t}。", "那{m}{c}的{t}是{p}的。"),
+        "has": ("{p}有一{m}{c}的{t}。", "{p}拿着一{m}{c}的{t}。"),
+        "of": ("{t}是{p}的，颜色是{c}。", "{t}的颜色是{c}，是{p}的。"),
         "at": ("{p}在{l}里。", "{p}在{l}里玩。", "{p}在{l}里等人。"),
-        "both": ("{p}在{l}里，拿着一{m}{c}的{t}。", "在{l}里，{p}有一{m}{c}的{t}。"),
-        "count": ("{p}有{n}个{f}。", "{p}买了{n}个{f}。", "{p}的桌子上有{n}个{f}。"),
+        "both": ("{p}在{l}里，拿着一{m}{c}的{t}。", "{p}在{l}里玩，有一{m}{c}的{t}。"),
+        "count": ("有{n}个{f}在{p}的桌子上。", "{n}个{f}在{p}的桌子上。"),
         "goes": ("{p}去了{l}。", "{p}走到{l}。", "{p}跑到{l}。"),
         "then": ("然后{p}去了{l}。", "之后{p}走到{l}。", "后来{p}去了{l}。"),
     },
@@ -27,21 +33,26 @@ SAY: dict[str, dict[str, tuple[str, ...]]] = {
 ASK: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     "en": {
         "has": (("What does {p} have?", "{p} has a {c} {t}."), ("What is in the hand of {p}?", "{p} has a {c} {t}.")),
-        "who": (("Who has the {t}?", "{p} has the {t}."), ("Whose is the {t}?", "{p} has the {t}.")),
+        "who": (
+            ("Who has the {t}?", "The {t} belongs to {p}."),
+            ("Whose is the {t}?", "The {t} belongs to {p}."),
+        ),
         "where": (("Where is {p}?", "{p} is in the {l}."), ("In which place is {p}?", "{p} is in the {l}.")),
         "colour": (
             ("What colour is the {t}?", "The {t} is {c}."),
             ("Which colour does the {t} have?", "The {t} is {c}."),
         ),
-        "stands": (("Who is in the {l}?", "{p} is in the {l}."), ("Who waits in the {l}?", "{p} is in the {l}.")),
-        "counted": (("Who has {n} {f}?", "{p} has {n} {f}."), ("Whose are the {n} {f}?", "{p} has {n} {f}.")),
         "more": (
-            ("Who has more {f}?", "The most is {n}, so {p} has more {f}."),
-            ("Who has the most {f}?", "The most is {n}, so {p} has the most {f}."),
+            ("Who has more {f}?", "The most are {n} {f} on the table of {p}."),
+            ("Who has the most {f}?", "The most are {n} {f} on the table of {p}."),
         ),
         "fewer": (
-            ("Who has fewer {f}?", "The fewest is {n}, so {p} has fewer {f}."),
-            ("Who has the fewest {f}?", "The fewest is {n}, so {p} has the fewest {f}."),
+            ("Who has fewer {f}?", "The fewest are {n} {f} on the table of {p}."),
+            ("Who has the fewest {f}?", "The fewest are {n} {f} on the table of {p}."),
+        ),
+        "counted": (
+            ("Whose are the {n} {f}?", "There are {n} {f} on the table of {p}."),
+            ("Who has {n} {f}?", "There are {n} {f} on the table of {p}."),
         ),
         "moved": (
             ("Where is {p} now?", "{p} is in the {l} now."),
@@ -96,19 +107,18 @@ ASK: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     },
     "zh": {
         "has": (("{p}有什么？", "{p}有一{m}{c}的{t}。"), ("{p}手里拿着什么？", "{p}有一{m}{c}的{t}。")),
-        "who": (("谁有{t}？", "{p}有{t}。"), ("{t}是谁的？", "{p}有{t}。")),
+        "who": (("谁有{t}？", "{t}是{p}的。"), ("{t}是谁的？", "{t}是{p}的。")),
         "where": (("{p}在哪里？", "{p}在{l}里。"), ("{p}在什么地方？", "{p}在{l}里。")),
-        "colour": (("{t}是什么颜色的？", "{t}是{c}的。"), ("{t}的颜色是什么？", "{t}是{c}的。")),
-        "stands": (("谁在{l}里？", "{p}在{l}里。"), ("在{l}里的是谁？", "{p}在{l}里。")),
-        "counted": (("谁有{n}个{f}？", "{p}有{n}个{f}。"), ("{n}个{f}是谁的？", "{p}有{n}个{f}。")),
+        "colour": (("{t}是什么颜色的？", "{t}的颜色是{c}。"), ("{t}的颜色是什么？", "{t}的颜色是{c}。")),
         "more": (
-            ("谁的{f}更多？", "最多的是{n}个，{p}的{f}更多。"),
-            ("谁的{f}最多？", "最多的是{n}个，{p}的{f}最多。"),
+            ("谁的{f}更多？", "最多的是{n}个{f}，在{p}的桌子上。"),
+            ("谁的{f}最多？", "最多的是{n}个{f}，在{p}的桌子上。"),
         ),
         "fewer": (
-            ("谁的{f}更少？", "最少的是{n}个，{p}的{f}更少。"),
-            ("谁的{f}最少？", "最少的是{n}个，{p}的{f}最少。"),
+            ("谁的{f}更少？", "最少的是{n}个{f}，在{p}的桌子上。"),
+            ("谁的{f}最少？", "最少的是{n}个{f}，在{p}的桌子上。"),
         ),
+        "counted": (("{n}个{f}是谁的？", "{n}个{f}在{p}的桌子上。"), ("谁有{n}个{f}？", "{n}个{f}在{p}的桌子上。")),
         "moved": (("{p}现在在哪里？", "{p}现在在{l}里。"), ("现在去哪里找{p}？", "{p}现在在{l}里。")),
         "count": (("列表里有几样东西？", "一共有{n}样东西。"), ("数一数列表里的东西。", "一共有{n}样东西。")),
         "first": (("列表里第一个是什么？", "第一个是{x}。"), ("说出列表里的第一个。", "第一个是{x}。")),

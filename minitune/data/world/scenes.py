@@ -7,9 +7,12 @@ that is held out, and their lists are never held-out lists; a scene for the test
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from minitune.data.world.phrases import ASK, SAY
 from minitune.data.world.words import Words, bilingual, held_out
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class Maker:
     def join(self, sentences: Sequence[str]) -> str:
         return self.joint.join(sentences)
 
-    def pick(self, choices: Sequence[str], count: int) -> list[str]:
+    def pick(self, choices: Sequence[T], count: int) -> list[T]:
         return self.rng.sample(list(choices), count)
 
 
@@ -84,14 +87,25 @@ def holding(make: Maker) -> Scene:
             sentences.append(make.tell("both", **slots))
         else:
             sentences += [make.tell("has", **slots)] + ([make.tell("at", **slots)] if style < 0.75 else [])
-        owns, stands = held_out("has", p, t), held_out("at", p, l)
-        tinted = held_out("colour", t, c)
-        questions += [make.asked(kind, owns, **slots) for kind in ("has", "who")]
-        questions.append(make.asked("colour", tinted, **slots))
+        questions.append(make.asked("has", held_out("has", p, t), **slots))
         if style < 0.75:
-            questions.append(make.asked("where", stands, **slots))
+            questions.append(make.asked("where", held_out("at", p, l), **slots))
     if style >= 0.5:
         rng.shuffle(sentences)
+    rng.shuffle(questions)
+    return Scene(story=make.join(sentences), questions=questions)
+
+
+def owning(make: Maker) -> Scene:
+    """Two or three things, each with its owner and its colour."""
+    words, rng = make.words, make.rng
+    count = rng.choice((2, 2, 3))
+    people, things = make.pick(words.people, count), make.pick(tuple(words.things), count)
+    sentences, questions = [], []
+    for p, t, c in zip(people, things, make.pick(words.colours, count), strict=True):
+        sentences.append(make.tell("of", p=p, t=t, c=c))
+        questions.append(make.asked("who", held_out("has", p, t), p=p, t=t))
+        questions.append(make.asked("colour", held_out("colour", t, c), t=t, c=c))
     rng.shuffle(questions)
     return Scene(story=make.join(sentences), questions=questions)
 
@@ -198,8 +212,8 @@ def dating(make: Maker) -> Scene:
 
 
 SCENES: dict[str, Callable[[Maker], Scene]] = {
-    "holding": holding, "counting": counting, "moving": moving, "listing": listing, "odd_one": odd_one,
-    "ranging": ranging, "translating": translating, "opposing": opposing, "sounding": sounding, "dating": dating,
+    "holding": holding, "owning": owning, "counting": counting, "moving": moving, "listing": listing,
+    "odd_one": odd_one, "ranging": ranging, "translating": translating, "opposing": opposing, "sounding": sounding, "dating": dating,
 }  # fmt: skip
 
 FACTS = ("translating", "opposing", "sounding", "dating")

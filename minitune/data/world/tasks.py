@@ -15,7 +15,7 @@ from minitune.data.world.words import LANGUAGES
 from minitune.files import write_text
 
 KINDS = {
-    "has": "holding", "who": "holding", "where": "holding", "colour": "holding", "more": "counting",
+    "has": "holding", "who": "owning", "where": "holding", "colour": "owning", "more": "counting",
     "fewer": "counting", "moved": "moving", "first": "listing", "second": "listing", "last": "listing",
     "count": "listing", "reverse": "listing", "odd": "odd_one", "range": "ranging", "translate": "translating",
     "opposite": "opposing", "sound": "sounding", "day": "dating",
