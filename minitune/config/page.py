@@ -1,6 +1,6 @@
 """The settings of every command as one page, from the dataclasses that the flags and the TOML files come from.
 
-    python -m minitune.config.page > docs/settings.md
+python -m minitune.config.page > docs/settings.md
 """
 
 import ast
@@ -49,7 +49,7 @@ def page() -> str:
     own = {cls: [f.name for f in dataclasses.fields(cls) if _differs(cls, f)] for cls in (SFTConfig, PretrainConfig)}
     shared = [name for name in common if not any(name in names for names in own.values())]
     out = ["# Settings of a run", "", "Made by `python -m minitune.config.page` from the dataclasses in"]
-    out += ["[minitune/config/run.py](../minitune/config/run.py); the same names, with `_` for `-`, stand in TOML."]
+    out += ["[minitune/config/run.py](../minitune/config/run.py); the same names, with `_` for `-`, stand in a file."]
     out += ["A switch such as `--packing` has a `--no-packing`.", "", "## sft and pretrain", ""]
     out += table(RunConfig, shared)
     own[SFTConfig] += [name for name in common if name not in shared]

@@ -213,7 +213,8 @@ def dating(make: Maker) -> Scene:
 
 SCENES: dict[str, Callable[[Maker], Scene]] = {
     "holding": holding, "owning": owning, "counting": counting, "moving": moving, "listing": listing,
-    "odd_one": odd_one, "ranging": ranging, "translating": translating, "opposing": opposing, "sounding": sounding, "dating": dating,
+    "odd_one": odd_one, "ranging": ranging, "translating": translating, "opposing": opposing, "sounding": sounding,
+    "dating": dating,
 }  # fmt: skip
 
 FACTS = ("translating", "opposing", "sounding", "dating")
