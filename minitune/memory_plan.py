@@ -1,6 +1,6 @@
 """How many bytes a training step needs, term by term, before it is taken.
 
-The terms are the formulas of docs/math/16-costs.md (COST-11 to COST-14): weights, gradients and moments, what
+The terms are the formulas of docs/math/16-costs.md (bytes): weights, gradients and moments, what
 the blocks keep for their backward, and the loss. Head and loss are one operation here, which holds a chunk of logits at
 a time and not all of them. What a GPU's own kernels keep is less: a norm its input only, the gate its two halves.
 """

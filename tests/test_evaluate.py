@@ -93,7 +93,7 @@ def test_the_loss_is_that_of_the_model(data: Path) -> None:
     """Guards loss and perplexity against a loop that takes each row's log-probabilities one by one."""
     from minitune.chat import ALPACA, Message, render
 
-    found = evaluate_model(EvalConfig(model="tiny", data=str(data), metrics="none", device="cpu"))
+    found = evaluate_model(EvalConfig(model="tiny", data=str(data), metrics="none", device="cpu", dtype="float32"))
     model, tokenizer = minitune.load("tiny", device="cpu", dtype="float32")
     nll, count = 0.0, 0
     for row in ROWS:
@@ -116,7 +116,13 @@ def test_nothing_depends_on_the_batch(data: Path, tmp_path: Path) -> None:
     for size in (1, 3, 8):
         out = tmp_path / f"{size}.jsonl"
         config = EvalConfig(
-            model="tiny", data=str(data), batch_size=size, max_tokens=16, predictions=str(out), device="cpu"
+            model="tiny",
+            data=str(data),
+            batch_size=size,
+            max_tokens=16,
+            predictions=str(out),
+            device="cpu",
+            dtype="float32",
         )
         found.append((evaluate_model(config), out.read_text(encoding="utf-8")))
     for one, answers in found[1:]:
