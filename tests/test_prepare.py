@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from minitune.chat import TEMPLATES, Message, render, terminator
+from minitune.checkpoint import read_config
 from minitune.config import SFTConfig
 from minitune.data.batch import Batch, pack_rows, pad_rows
 from minitune.data.formats import Row
@@ -360,10 +361,10 @@ def examples(tokenizer: Tokenizer) -> list[Any]:
 @pytest.mark.parametrize("ops", [REFERENCE, BUILTIN], ids=["reference", "builtin"])
 def test_packed_and_padded_are_one_loss(tokenizer: Tokenizer, ops: Any, dtype: torch.dtype, tolerance: float) -> None:
     """Guards B22 and B23: where documents stand changes neither the loss nor the gradient."""
-    from minitune.assets.tiny.make import SHAPE
+    shape, _ = read_config(TINY)
 
     rows = examples(tokenizer)
-    model = build(SHAPE, ops, dtype).to(dtype)
+    model = build(shape, ops, dtype).to(dtype)
     model.initialize(seed=1)
 
     def loss(batches: list[Batch]) -> tuple[float, torch.Tensor]:
@@ -387,10 +388,10 @@ def test_packed_and_padded_are_one_loss(tokenizer: Tokenizer, ops: Any, dtype: t
 @pytest.mark.parametrize("ops", [REFERENCE, BUILTIN], ids=["reference", "builtin"])
 def test_packed_documents_do_not_see_each_other(tokenizer: Tokenizer, ops: Any) -> None:
     """Guards isolation bit for bit: another document's ids change no logit, and take no gradient."""
-    from minitune.assets.tiny.make import SHAPE
+    shape, _ = read_config(TINY)
 
     rows = examples(tokenizer)
-    model = build(SHAPE, ops)
+    model = build(shape, ops)
     model.initialize(seed=1)
     batch = pack_rows([rows], 1 + sum(len(row.ids) for row in rows))
     first = len(rows[0].ids) - 1
@@ -412,10 +413,10 @@ def test_packed_documents_do_not_see_each_other(tokenizer: Tokenizer, ops: Any) 
 @pytest.mark.parametrize("ops", [REFERENCE, BUILTIN], ids=["reference", "builtin"])
 def test_a_document_s_loss_takes_nothing_from_its_neighbours(tokenizer: Tokenizer, ops: Any) -> None:
     """Guards B22: the gradient of one document's loss is exactly 0 at the embeddings of all others, and only there."""
-    from minitune.assets.tiny.make import SHAPE
+    shape, _ = read_config(TINY)
 
     rows = examples(tokenizer)
-    model = build(SHAPE, ops)
+    model = build(shape, ops)
     model.initialize(seed=1)
     batch = pack_rows([rows], 40 + sum(len(row.ids) for row in rows))
     held: list[torch.Tensor] = []
@@ -441,9 +442,9 @@ def test_a_document_s_loss_takes_nothing_from_its_neighbours(tokenizer: Tokenize
 
 def test_a_batch_without_a_target_has_no_loss_and_no_gradient(tokenizer: Tokenizer) -> None:
     """Guards B25: a micro-batch in which nothing is trained gives 0, never 0 / 0."""
-    from minitune.assets.tiny.make import SHAPE
+    shape, _ = read_config(TINY)
 
-    model = build(SHAPE, BUILTIN)
+    model = build(shape, BUILTIN)
     model.initialize(seed=1)
     batch = pad_rows(examples(tokenizer)[:2])
     loss, denominator = model.loss(model(batch.ids, plan=batch.plan), torch.full_like(batch.targets, IGNORE))
