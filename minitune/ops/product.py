@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 FEW_ROWS = 64
 """Up to so many rows (decoding, which always has the same) oneDNN multiplies whatever the size."""
-FEW_WEIGHTS = 1 << 14
+FEW_WEIGHTS = 1 << 12
 """Below so many weights a product is over before either library shows what it can do."""
-MUCH_WORK = 1 << 24
+MUCH_WORK = 1 << 22
 """Multiplications of one product from which on oneDNN's preparation of a new shape, 0.3 ms, is small beside it."""
 
 
