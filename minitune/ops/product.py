@@ -58,7 +58,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Nothing of it is kept for a backward; ``linear`` has one.
     """
     if served(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return _onednn(x, weight, bias)
     return torch.mm(x, weight.T) if bias is None else torch.addmm(bias, x, weight.T)
 
 
@@ -68,6 +68,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x, weight, bias)
+    return _onednn(x, weight, bias)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A weight with gaps between its rows would be multiplied element by element, a thousand times slower."""
+    if weight.stride() not in ((weight.shape[1], 1), (1, weight.shape[0])):
+        weight = weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
