@@ -18,6 +18,8 @@ from minitune.ops.product import linear
 
 STEP = 16
 """torch's product reads so many columns at a time, and what stands behind the last ones; so there are zeros."""
+TINY = 2.0**-100
+"""The least scale, of a row of zeros."""
 FEW_ROWS = 32
 """Rows up to which the product takes the weight as it is kept."""
 
@@ -32,24 +34,28 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.bias = base.in_features, base.out_features, base.bias
         weight = base.dequantize().detach()
+        self.dtype = weight.dtype
         W = weight.float()
-        scale = W.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127  # (out, 1)
-        q = F.pad((W / scale).round().to(torch.int8), (0, -self.in_features % STEP))
-        self.register_buffer("quantised", q.contiguous())  # (out, in and zeros)
-        self.register_buffer("scale", scale[:, 0].to(weight.dtype))
+        # The scales are kept as the product takes them; one that was rounded down cuts 0.4 % off the largest weight.
+        scale = (W.abs().amax(1, keepdim=True) / 127).to(torch.bfloat16).clamp_min(TINY)  # (out, 1)
+        q = (W / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        self.register_buffer("quantised", F.pad(q, (0, -self.in_features % STEP)).contiguous())  # (out, in and zeros)
+        self.register_buffer("scale", scale[:, 0].contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)  # (N, in)
         if len(rows) > FEW_ROWS or x.device.type != "cpu":
             return linear(x, self.dequantize().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-        narrow = F.pad(rows.to(torch.bfloat16), (0, -self.in_features % STEP))
-        y = torch._weight_int8pack_mm(narrow, self.quantised, self.scale.to(torch.bfloat16)).to(x.dtype)
+        rows = rows.to(torch.bfloat16)
+        if self.in_features % STEP:
+            rows = F.pad(rows, (0, -self.in_features % STEP))
+        y = torch._weight_int8pack_mm(rows, self.quantised, self.scale).to(x.dtype)
         y = y if self.bias is None else y + self.bias.to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
 
     def dequantize(self) -> Tensor:
-        """The logical weight ``(out_features, in_features)`` in the type of the scales."""
-        return self.quantised[:, : self.in_features].to(self.scale.dtype) * self.scale[:, None]
+        """The logical weight ``(out_features, in_features)`` in the type of the base."""
+        return self.quantised[:, : self.in_features].to(self.dtype) * self.scale[:, None].to(self.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, int8, bias={self.bias is not None}"
