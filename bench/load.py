@@ -88,7 +88,9 @@ def measure(shape: str, folder: Path, args: argparse.Namespace, about: dict[str,
         for what in ("load", "save"):
             timing = summary([1e3 * turn[f"{what}_s"] for turn in turns[1:]], turns[0][f"{what}_bytes"])
             lines.append({"shape": shape, "what": what, "contestant": name, **as_row(timing), **about})
-            print(f"  {shape} {what} {name:14}{timing.p50_ms / 1e3:8.3f} s   peak {timing.peak_bytes / 2**20:8.0f} MiB")
+            print(
+                f"  {shape} {what} {name:14}{timing.p50_ms / 1e3:8.3f} s   peak {(timing.peak_bytes or 0) / 2**20:8.0f} MiB"
+            )
     return lines
 
 

@@ -1,6 +1,6 @@
 """The newest results of ``bench.train`` and ``bench.sample`` as PNG figures in docs/figures.
 
-    python -m bench.plot [--folder docs/figures]
+python -m bench.plot [--folder docs/figures]
 """
 
 import argparse

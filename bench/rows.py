@@ -9,6 +9,7 @@ import torch
 from bench.recipes import material
 from minitune.chat import TEMPLATES, examples, terminator
 from minitune.data.formats import read_rows
+from minitune.errors import DataError
 from minitune.files import read_json, write_json
 from minitune.tokenizer import Tokenizer, load_tokenizer
 
@@ -65,7 +66,7 @@ def write_examples(path: Path, rows: list[Example]) -> None:
 
 def read_examples(path: Path) -> list[Example]:
     """What ``write_examples`` wrote."""
-    found: dict[str, Any] = read_json(path, ValueError)
+    found: dict[str, Any] = read_json(path, DataError)
     return [Example(ids, trained) for ids, trained in zip(found["ids"], found["trained"], strict=True)]
 
 

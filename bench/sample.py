@@ -54,7 +54,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m bench.sample", description=__doc__)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["SmolLM2-135M"] if not gpu else list(SHAPES)[:3])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES)[: 3 if gpu else 1])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--prompt", type=int, default=128, help="ids of each prompt")

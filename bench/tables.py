@@ -1,6 +1,6 @@
 """The newest results of the benches of the whole as tables in bench/README.md, between its marks; nothing is typed.
 
-    python -m bench.tables
+python -m bench.tables
 """
 
 import json

@@ -52,7 +52,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["SmolLM2-135M"] if not gpu else list(SHAPES)[:3])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES)[: 3 if gpu else 1])
     parser.add_argument("--methods", nargs="+", choices=("lora", "full"), default=["lora", "full"])
     parser.add_argument("--settings", nargs="+", choices=("fixed", "real"), default=["fixed", "real"])
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))

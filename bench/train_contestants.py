@@ -142,6 +142,8 @@ def trl(args: argparse.Namespace, rows: list[Example], channel: Channel) -> None
     }
 
     class Turns(TrainerCallback):
+        """Waits between two steps; a step's report is the last thing that the trainer does of it."""
+
         started = 0.0
         done = False
 
@@ -149,15 +151,16 @@ def trl(args: argparse.Namespace, rows: list[Example], channel: Channel) -> None
             if not self.done:  # the first step has no end of another before it
                 self.done = True
                 channel.say(threads=torch.get_num_threads())
-                self._wait(_[1])
+                self._wait()
 
-        def on_log(self, _: Any, __: Any, control: Any, logs: dict[str, float] | None = None, **___: Any) -> None:
-            if logs and "grad_norm" in logs:
+        def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            logs = others.get("logs") or {}
+            if "grad_norm" in logs:
                 facts = {"loss": logs["loss"], "grad_norm": logs["grad_norm"]}
                 channel.say(seconds=time.perf_counter() - self.started, **facts)
-                self._wait(control)
+                self._wait()
 
-        def _wait(self, control: Any) -> None:
+        def _wait(self) -> None:
             if not channel.turn():
                 raise SystemExit(0)
             self.started = time.perf_counter()
@@ -165,7 +168,7 @@ def trl(args: argparse.Namespace, rows: list[Example], channel: Channel) -> None
     def trainer(accumulation: int) -> Any:
         config = SFTConfig(**settings, gradient_accumulation_steps=accumulation)
         tokenizer = AutoTokenizer.from_pretrained(args.folder)
-        return SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer, callbacks=[Turns()])  # pyright: ignore[reportArgumentType]
+        return SFTTrainer(model, config, train_dataset=data, processing_class=tokenizer, callbacks=[Turns()])
 
     model = hugging_face_model(args)
     count = len(rows)

@@ -76,7 +76,11 @@ class Worker:
             cwd=CHECKOUT,
             env=os.environ | place,
         )
-        self.facts = self._read()
+        try:
+            self.facts = self._read()
+        except WorkerDied:
+            self.close()
+            raise
 
     def step(self) -> dict[str, Any]:
         """Let it take its turn, and return what it measured."""
@@ -98,6 +102,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -151,5 +157,6 @@ def in_turns(workers: Mapping[str, Worker], rounds: int) -> dict[str, list[dict[
                 found[name].append(alive[name].step())
             except WorkerDied as died:
                 print(f"{name}: {died}")
+                alive[name].close()
                 del alive[name], found[name]
     return found

@@ -33,7 +33,7 @@ class Sampling(SamplerSettings):
     ops: Literal["auto", "triton", "builtin", "reference"] = "auto"
     """Implementation of the mathematics."""
     quantise: Literal["none", "int8"] = "none"
-    """int8 keeps the weights in eight bits a number: faster on a CPU, in a quarter of the memory, not quite as exact."""
+    """int8 keeps the weights in eight bits a number: faster on a CPU, a quarter of the memory, not quite as exact."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -49,7 +49,7 @@ class Int8Linear(nn.Module):
         rows = rows.to(torch.bfloat16)
         if self.in_features % STEP:
             rows = F.pad(rows, (0, -self.in_features % STEP))
-        y = torch._weight_int8pack_mm(rows, self.quantised, self.scale).to(x.dtype)
+        y = torch.ops.aten._weight_int8pack_mm(rows, self.quantised, self.scale).to(x.dtype)
         y = y if self.bias is None else y + self.bias.to(x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
 

@@ -125,7 +125,8 @@ def attention_builtin(
 ) -> Tensor:
     """``attention`` by ``torch.nn.functional.scaled_dot_product_attention``, without a mask where none is needed.
 
-    On a CPU long rows take attention_on_cpu.py. torch has no softcap: with one, this is the formula, and holds all scores.
+    On a CPU long rows take attention_on_cpu.py. torch has no softcap: with one, this is the formula, and holds all
+    scores.
     """
     _check(q, k, v, causal, window, softcap, bias)
     if plan is not None and bias is None and (lengths := _lengths(plan, q, k)):

@@ -44,9 +44,7 @@ def linear_cross_entropy_on_cpu(
 
 class _HeadAndLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None, smoothing: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None, smoothing: float) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         V, kind = len(weight), wide(x.dtype)
         rows = TRAINED_ROWS if needs_weight else max(32, CACHE_BYTES // (V * kind.itemsize))

@@ -17,10 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FEW_ROWS = 64
-"""Up to so many rows (decoding, which always has the same) oneDNN multiplies whatever the size."""
-FEW_WEIGHTS = 1 << 12
-"""Below so many weights a product is over before either library shows what it can do."""
+FEW_ROWS, LARGE = 64, 1 << 17
+"""Up to so many rows (decoding, which always has the same) oneDNN multiplies where the weight has so many numbers."""
 MUCH_WORK = 1 << 22
 """Multiplications of one product from which on oneDNN's preparation of a new shape, 0.3 ms, is small beside it."""
 
@@ -49,7 +47,7 @@ def served(x: Tensor, weight: Tensor) -> bool:
     if x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu" or not onednn():
         return False
     N = x.numel() // max(1, x.shape[-1])
-    return N > 0 and weight.numel() >= FEW_WEIGHTS and (N <= FEW_ROWS or N * weight.numel() >= MUCH_WORK)
+    return N > 0 and ((N <= FEW_ROWS and weight.numel() >= LARGE) or N * weight.numel() >= MUCH_WORK)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
-"""The fast paths on a CPU against the formulas: in float64 to the last digits, in float32 as accurate as torch's own."""
+"""The fast paths on a CPU against the formulas: in float64 to its digits, in float32 as accurate as torch's own."""
 
-from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +17,12 @@ from minitune.ops.product import linear, onednn, product, served
 
 
 @pytest.fixture(params=[True, False], ids=["oneDNN", "MKL"])
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both libraries, whatever this processor would take; oneDNN only where torch has it."""
     if request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(rooms, "onednn", lambda: request.param)
-    yield request.param
+    return request.param
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -34,21 +34,22 @@ def relative(got: Tensor, truth: Tensor) -> float:
     return float((got.double() - truth).norm() / truth.norm())
 
 
-@pytest.mark.parametrize("N", [1, 3, 64, 65, 400])
+@pytest.mark.parametrize("N", [1, 3, 64, 400])
 def test_products_are_products(library: bool, N: int) -> None:
     """Guards the strides: either factor may be a transposed view, or have gaps between its rows."""
-    x, weight, dy = noise(N, 96), noise(200, 96), noise(N, 200)
-    gaps = noise(200, 3, 96)[:, 1]
+    x, weight, dy = noise(N, 200), noise(700, 200), noise(N, 700)
+    gaps = noise(700, 3, 200)[:, 1]
     for a, b in ((x, weight), (dy, weight.T), (dy.T, x.T), (x, gaps), (dy, gaps.T), (gaps.T, dy)):
         assert relative(product(a, b), a.double() @ b.double().T) < 1e-6
-    bias = noise(200)
+    bias = noise(700)
     assert relative(product(x, weight, bias), x.double() @ weight.double().T + bias.double()) < 1e-6
-    assert served(x, weight) == (library and (N <= rooms.FEW_ROWS or N * weight.numel() >= rooms.MUCH_WORK))
+    assert served(x, weight) == library  # else nothing of this was oneDNN's
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_the_linear_layer_has_autograds_gradients(library: bool, with_bias: bool) -> None:
-    x, weight, bias, dy = noise(2, 20, 96), noise(200, 96), noise(200), noise(2, 20, 200)
+    x, weight, bias, dy = noise(2, 20, 200), noise(700, 200), noise(700), noise(2, 20, 700)
+    assert served(x, weight) == library
     found = []
     for f, kind in ((linear, torch.float32), (F.linear, torch.float64)):
         leaves = [t.to(kind).requires_grad_() for t in (x, weight, bias)[: 2 + with_bias]]
@@ -59,7 +60,7 @@ def test_the_linear_layer_has_autograds_gradients(library: bool, with_bias: bool
 
 
 def test_a_frozen_weight_takes_no_gradient(library: bool) -> None:
-    x, weight = noise(20, 96).requires_grad_(), noise(200, 96)
+    x, weight = noise(20, 200).requires_grad_(), noise(700, 200)
     linear(x, weight).sum().backward()
     assert weight.grad is None
     assert x.grad is not None
@@ -68,8 +69,10 @@ def test_a_frozen_weight_takes_no_gradient(library: bool) -> None:
 def test_the_choice_is_no_measurement() -> None:
     """Guards a run that goes on: which library multiplies must not change from one process to the next."""
     assert onednn() is onednn()
-    assert not served(noise(8, 96, dtype=torch.float64), noise(200, 96, dtype=torch.float64))
-    assert not served(noise(8, 96).bfloat16(), noise(200, 96).bfloat16())
+    x, weight = noise(8, 200), noise(700, 200)
+    assert served(x, weight) == onednn()
+    assert not served(x.double(), weight.double())
+    assert not served(x.bfloat16(), weight.bfloat16())
 
 
 CASES = [{}, {"smoothing": 0.1}, {"token_weight": True}, {"smoothing": 0.3, "token_weight": True}]
@@ -77,7 +80,7 @@ CASES = [{}, {"smoothing": 0.1}, {"token_weight": True}, {"smoothing": 0.3, "tok
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "+".join(case) or "plain")
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_head_in_chunks_is_the_formula(case: dict[str, object], frozen: bool) -> None:
+def test_the_head_in_chunks_is_the_formula(case: dict[str, Any], frozen: bool) -> None:
     """Guards the ends of chunks: rows and words that do not divide, and rows without a target between them."""
     N, C, V = 2 * TRAINED_ROWS + 37, 8, WORDS + 11
     x, weight = noise(N, C, dtype=torch.float64), noise(V, C, dtype=torch.float64)
@@ -87,11 +90,11 @@ def test_the_head_in_chunks_is_the_formula(case: dict[str, object], frozen: bool
     if "token_weight" in options:
         options["token_weight"] = noise(N, dtype=torch.float64).abs()
     leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_(not frozen)]
-    loss, denominator = linear_cross_entropy_on_cpu(*leaves, targets, **options)  # pyright: ignore[reportArgumentType]
+    loss, denominator = linear_cross_entropy_on_cpu(leaves[0], leaves[1], targets, **options)
     (3 * loss).backward()
-    truth, divisor = linear_cross_entropy(x, weight, targets, **options)  # pyright: ignore[reportArgumentType]
+    truth, divisor = linear_cross_entropy(x, weight, targets, **options)
     three = torch.tensor(3.0, dtype=torch.float64)
-    dx, dweight, _ = linear_cross_entropy_backward(three, x, weight, targets, **options)  # pyright: ignore[reportArgumentType]
+    dx, dweight, _ = linear_cross_entropy_backward(three, x, weight, targets, **options)
     torch.testing.assert_close(loss, truth, rtol=1e-12, atol=0)
     torch.testing.assert_close(denominator, divisor, rtol=1e-12, atol=0)
     assert leaves[0].grad is not None
@@ -131,9 +134,10 @@ def test_attention_in_tiles_is_the_formula(shape: tuple[int, ...], scale: float 
     q, k, v = (noise(B, n, heads, 16, dtype=torch.float64) for n, heads in ((T, H), (S, K), (S, K)))
     dy = noise(B, T, H, 16, seed=1, dtype=torch.float64)
     leaves = [t.clone().requires_grad_() for t in (q, k, v)]
-    y = attention_on_cpu(*leaves, scale)
+    y = attention_on_cpu(leaves[0], leaves[1], leaves[2], scale)
     torch.testing.assert_close(y, attention(q, k, v, scale=scale), rtol=1e-10, atol=1e-12)
-    for got, truth in zip(torch.autograd.grad(y, leaves, dy), attention_backward(dy, q, k, v, scale=scale), strict=True):
+    truths = attention_backward(dy, q, k, v, scale=scale)
+    for got, truth in zip(torch.autograd.grad(y, leaves, dy), truths, strict=True):
         torch.testing.assert_close(got, truth, rtol=1e-10, atol=1e-12)
 
 
