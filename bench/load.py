@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bench.measure import CHECKOUT, RESULTS, append, as_row, environment, reset_process_peak, summary
+from bench.measure import CHECKOUT, RESULTS, Timing, append, as_row, environment, reset_process_peak, summary
 from bench.shapes import SHAPES, make_folder
 from bench.workers import Channel, Worker, WorkerDied, able, in_turns, peak_bytes, serve
 
@@ -88,10 +88,12 @@ def measure(shape: str, folder: Path, args: argparse.Namespace, about: dict[str,
         for what in ("load", "save"):
             timing = summary([1e3 * turn[f"{what}_s"] for turn in turns[1:]], turns[0][f"{what}_bytes"])
             lines.append({"shape": shape, "what": what, "contestant": name, **as_row(timing), **about})
-            print(
-                f"  {shape} {what} {name:14}{timing.p50_ms / 1e3:8.3f} s   peak {(timing.peak_bytes or 0) / 2**20:8.0f} MiB"
-            )
+            print(f"  {shape} {what} {name:14}{timing.p50_ms / 1e3:8.3f} s   peak {_mib(timing)} MiB")
     return lines
+
+
+def _mib(timing: Timing) -> str:
+    return f"{(timing.peak_bytes or 0) / 2**20:8.0f}"
 
 
 def contestant(name: str, folder: Path) -> None:

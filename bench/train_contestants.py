@@ -51,7 +51,8 @@ def minitune(args: argparse.Namespace, rows: list[Example], channel: Channel) ->
                 packed = packed_epoch([row.inputs for row in rows], args.capacity, seed=0, epoch=0)
                 documents = [[rows[i] for i in row] for row in packed]
                 parts = [documents[i : i + args.micro] for i in range(0, len(documents), args.micro)]
-                yield [pack_rows(part, args.capacity, device) for part in parts]
+                fill = device.type != "cpu" or bool(args.compile)  # as jobs/run.py has it
+                yield [pack_rows(part, args.capacity, device, fill=fill) for part in parts]
 
     reports = train(model, optimizer, batches(), lr=lambda step: LR, clip=CLIP)
 
