@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
 def test_patience_stops_and_the_best_step_is_kept(tmp_path: Path) -> None:
     """At an absurd rate every validation after the first is worse: two of them, and the run ends."""
     out = tmp_path / "run"
-    run = Run(config(out, lr=0.5, warmup=0, eval_every=2, patience=2, max_steps=40, schedule="constant", dropout=0.0))
+    run = Run(config(out, lr=0.3, warmup=0, eval_every=2, patience=2, max_steps=40, schedule="constant", dropout=0.0))
     result = run.finish()
     losses = {line["step"]: line["val_loss"] for line in metrics(out) if line["step"] and "val_loss" in line}
     best = min(losses, key=lambda step: losses[step])

@@ -26,6 +26,7 @@ from minitune.errors import ConfigError, nearest
 from minitune.models import LanguageModel
 from minitune.models.linear import Linear
 from minitune.models.published import published_module
+from minitune.ops.product import linear
 
 ALL_LINEAR = "all-linear"
 
@@ -87,11 +88,11 @@ class LoRALinear(nn.Module):
     def _with_dropout(self, x: Tensor) -> Tensor:
         """``y = W x + b + s B A z`` for x with dropout z; DoRA adds ``(g - 1) (W z + s B A z)``, as PEFT does."""
         z = F.dropout(x, self.dropout)
-        update = self.scale * F.linear(F.linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
+        update = self.scale * linear(linear(z, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
         if self.lora_m is None:
             return self.base(x) + update
         g = self.gain().to(x.dtype)
-        return self.base(x) + (g - 1) * F.linear(z, self.base.dequantize().to(x.dtype)) + g * update  # LORA-7
+        return self.base(x) + (g - 1) * linear(z, self.base.dequantize().to(x.dtype)) + g * update  # LORA-7
 
     def gain(self) -> Tensor:
         """g = m / |W + s B A| (out,) of DoRA; the norm is a constant for the backward."""

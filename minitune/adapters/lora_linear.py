@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minitune.ops.product import product, served
+
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
     """``x (..., in)`` through ``weight (out, in)``, frozen like ``bias (out,)``, and ``A (R, in)``, ``B (out, R)``.
@@ -27,9 +29,9 @@ class _LoRALinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (N, in)
         W = weight.to(x.dtype)
-        y = torch.mm(rows, W.T) if bias is None else torch.addmm(bias.to(x.dtype), rows, W.T)  # (N, out)
-        h = torch.mm(rows, A.to(x.dtype).T)  # (N, R)
-        y.addmm_(h, B.to(x.dtype).T, alpha=scale)  # LORA-1
+        y = product(rows, W, None if bias is None else bias.to(x.dtype))  # (N, out)
+        h = product(rows, A.to(x.dtype))  # (N, R)
+        _add_product(y, h, B.to(x.dtype), scale)  # LORA-1
         ctx.save_for_backward(x, weight, A, B, h)
         ctx.scale = scale
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -38,10 +40,21 @@ class _LoRALinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, A, B, h = ctx.saved_tensors
         rows, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-        dh = torch.mm(dy, B.to(dy.dtype)).mul_(ctx.scale)  # (N, R), LORA-8
+        dh = product(dy, B.to(dy.dtype).T).mul_(ctx.scale)  # (N, R), LORA-8
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = torch.mm(dy, weight.to(dy.dtype)).addmm_(dh, A.to(dy.dtype)).view(x.shape)  # LORA-9
-        dA = torch.mm(dh.T, rows).to(A.dtype) if ctx.needs_input_grad[3] else None  # LORA-10
-        dB = torch.mm(dy.T, h).mul_(ctx.scale).to(B.dtype) if ctx.needs_input_grad[4] else None  # LORA-11
+            dx = product(dy, weight.to(dy.dtype).T)
+            _add_product(dx, dh, A.to(dy.dtype).T, 1.0)  # LORA-9
+            dx = dx.view(x.shape)
+        dA = product(dh.T, rows.T).to(A.dtype) if ctx.needs_input_grad[3] else None  # LORA-10
+        # The thin factor first: transposed behind it, the rows of dy are walked as they lie.
+        dB = product(h.T, dy.T).T.mul(ctx.scale).to(B.dtype) if ctx.needs_input_grad[4] else None  # LORA-11
         return dx, None, None, dA, dB, None
+
+
+def _add_product(y: Tensor, x: Tensor, weight: Tensor, scale: float) -> None:
+    """``y += scale x W^T`` where y stands; through a product of its own where that is faster than addmm."""
+    if served(x, weight):
+        y.add_(product(x, weight), alpha=scale)
+    else:
+        y.addmm_(x, weight.T, alpha=scale)

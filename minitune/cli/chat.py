@@ -52,7 +52,9 @@ def run(args: list[str]) -> int:
     options = parse(Chat, "chat", args)
     from minitune.jobs.load import load
 
-    model, tokenizer = load(options.model, device=options.device, dtype=options.dtype, ops=options.ops)
+    model, tokenizer = load(
+        options.model, device=options.device, dtype=options.dtype, ops=options.ops, quantise=options.quantise
+    )
     session = Session(options, model, tokenizer, sys.stderr if options.json else sys.stdout)
     parameters = sum(w.numel() for w in model.parameters())
     session.say(f"{options.model}: {parameters:,} parameters. Type a message, or a command:\n{HELP}")

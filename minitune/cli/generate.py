@@ -81,7 +81,9 @@ def run(args: list[str]) -> int:
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise ConfigError(f"--out {options.out}: its folder does not exist")
     people = sys.stderr if options.json else sys.stdout
-    model, tokenizer = load(options.model, device=options.device, dtype=options.dtype, ops=options.ops)
+    model, tokenizer = load(
+        options.model, device=options.device, dtype=options.dtype, ops=options.ops, quantise=options.quantise
+    )
     template, _ = template_of(options.template, tokenizer, options.model)
     if options.chat or any(row.messages for row in rows):
         stop_on(template, model, tokenizer)

@@ -72,7 +72,7 @@ def pad_rows(rows: Sequence[Example], device: torch.device | str = "cpu", *, lef
     """
     longest = max(len(row.ids) for row in rows) - 1
     if left:
-        return _concatenated([[longest - len(row.ids) + 1, row] for row in rows], longest, device)
+        return _concatenated([[longest - len(row.ids) + 1, row] for row in rows], device)
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)
     targets = torch.full((len(rows), longest), IGNORE, dtype=torch.int64)
     weight = torch.zeros(len(rows), longest)
@@ -90,23 +90,28 @@ def pad_rows(rows: Sequence[Example], device: torch.device | str = "cpu", *, lef
     )
 
 
-def pack_rows(rows: Sequence[Sequence[Example]], capacity: int, device: torch.device | str = "cpu") -> Batch:
+def pack_rows(
+    rows: Sequence[Sequence[Example]], capacity: int, device: torch.device | str = "cpu", *, fill: bool = True
+) -> Batch:
     """Put packed rows of ``capacity`` inputs behind each other: ids and targets are (1, rows * capacity).
 
     Every document keeps its own positions and sees itself alone (``cu_seqlens``). A document of n ids has n - 1 inputs,
     so that its first id is never predicted from another document, and its last is no input to one. What a row has left
-    is a document of padding.
+    is a document of padding; without ``fill`` it is left out, so that nothing is computed for it and no two batches
+    have one shape.
     """
     for row in rows:
         if (inputs := sum(len(document.ids) - 1 for document in row)) > capacity:
             raise ValueError(f"documents of {inputs} inputs do not fit into a row of {capacity}")
+    if not fill:
+        return _concatenated(rows, device)
     filled = [[*row, capacity - sum(len(document.ids) - 1 for document in row)] for row in rows]
-    return _concatenated(filled, capacity, device)
+    return _concatenated(filled, device)
 
 
-def _concatenated(rows: Sequence[Sequence[Example | int]], capacity: int, device: torch.device | str) -> Batch:
-    """Rows of documents and of stretches of padding (their lengths), each ``capacity`` long, behind each other."""
-    T = len(rows) * capacity
+def _concatenated(rows: Sequence[Sequence[Example | int]], device: torch.device | str) -> Batch:
+    """Rows of documents and of stretches of padding (their lengths), behind each other."""
+    T = sum(part if isinstance(part, int) else len(part.ids) - 1 for row in rows for part in row)
     ids = torch.zeros(1, T, dtype=torch.int64)
     targets = torch.full((1, T), IGNORE, dtype=torch.int64)
     positions = torch.zeros(1, T, dtype=torch.int64)

@@ -68,14 +68,16 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe):
         self.tokenizer, self.recipe = tokenizer, recipe
-        self._made: dict[AnyTemplate, tuple[int, Checks]] = {}
+        # By identity, with the template beside it so that it stays the same one: to hash one is to walk all of it.
+        self._made: dict[int, tuple[AnyTemplate, int, Checks]] = {}
 
     def stop_and_checks(self, template: AnyTemplate) -> tuple[int, Checks]:
         """The id that ends an answer of this template, and what its examples are checked against."""
-        if template not in self._made:
+        if id(template) not in self._made:
             stop_id = terminator(template, self.tokenizer)
-            self._made[template] = stop_id, Checks.of(self.tokenizer, template, self.recipe.stop_ids)
-        return self._made[template]
+            checks = Checks.of(self.tokenizer, template, self.recipe.stop_ids)
+            self._made[id(template)] = template, stop_id, checks
+        return self._made[id(template)][1:]
 
     def chunk(self, rows: Sequence[tuple[int, Row]]) -> Chunk:
         """Encode and check some numbered rows."""

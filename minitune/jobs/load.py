@@ -3,16 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from minitune.adapters.lora import merge_adapter
 from minitune.adapters.peft_files import ADAPTER_CONFIG
 from minitune.adapters.peft_layout import base_of, load_adapter, trained_tokens_of
 from minitune.checkpoint import CONFIG, Checkpoint, load_checkpoint
 from minitune.device import pick_device, pick_dtype, pick_ops
-from minitune.errors import CheckpointError
+from minitune.errors import CheckpointError, ConfigError
 from minitune.models import LanguageModel
+from minitune.models.int8 import quantise as to_int8
 from minitune.tokenizer import Tokenizer, load_tokenizer
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 """The model inside the package, named ``tiny``."""
+QUANTISED = ("none", "int8")
+"""How the weights can be kept."""
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -50,13 +54,16 @@ def resolve(name: str | Path) -> Source:
 
 
 def load(
-    name: str | Path, *, device: str = "auto", dtype: str = "auto", ops: str = "auto"
+    name: str | Path, *, device: str = "auto", dtype: str = "auto", ops: str = "auto", quantise: str = "none"
 ) -> tuple[LanguageModel, Tokenizer]:
     """Load ``(model, tokenizer)`` for inference: weights and compute in ``dtype``, adapters in place, dropout off.
 
-    ``name`` is a model folder as published, an adapter folder, a run folder, or ``tiny``. Raises CheckpointError or
-    TokenizerError with one line.
+    ``name`` is a model folder as published, an adapter folder, a run folder, or ``tiny``; ``quantise`` is ``none`` or
+    ``int8`` (weights only), which merges an adapter first. Raises CheckpointError, TokenizerError or ConfigError with
+    one line.
     """
+    if quantise not in QUANTISED:
+        raise ConfigError(f"quantise is {quantise!r}; it must be one of: {', '.join(QUANTISED)}")
     source = resolve(name)
     where, _ = pick_device(device)
     kind, _ = pick_dtype(dtype, where)
@@ -64,6 +71,9 @@ def load(
     checkpoint = load_checkpoint(source.base, device=where, dtype=kind, ops=table)
     if source.adapter is not None:
         load_adapter(checkpoint.model, source.adapter)
+    if quantise == "int8":
+        merge_adapter(checkpoint.model)
+        to_int8(checkpoint.model)
     return checkpoint.model.eval().requires_grad_(False), tokenizer_of(checkpoint, source)
 
 

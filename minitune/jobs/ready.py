@@ -25,6 +25,7 @@ from minitune.memory_plan import Term, memory_plan
 from minitune.models import LanguageModel, build
 from minitune.models.published import model_config
 from minitune.ops import Ops
+from minitune.ops.product import onednn
 from minitune.optim import AdamW, learning_rate, warmup_steps
 from minitune.storage import weight_files
 from minitune.tokenizer import Tokenizer, load_tokenizer
@@ -148,6 +149,7 @@ class Ready:
             "torch": torch.__version__,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "products": "oneDNN" if onednn() else "torch",  # follows from the processor
             "ops": self.ops.name,
             "max_length": self.data.max_length,
             "steps": self.steps,

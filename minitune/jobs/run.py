@@ -279,11 +279,12 @@ class Run:
         """The micro-batches of each optimizer step that is left."""
         data, config = self.ready.data, self.config
         examples, micro, device = data.train, self.ready.micro_rows, self.ready.device
+        fill = device.type != "cpu" or config.compile  # a GPU and a compiler like one shape; a CPU likes less work
         for rows in islice(self.ready.feed.steps(self.start), self.steps - self.start):
             parts = [rows[i : i + micro] for i in range(0, len(rows), micro)]
             documents = [[[examples[i] for i in row] for row in part] for part in parts]
             if config.packing:
-                yield [pack_rows(part, data.max_length, device) for part in documents]
+                yield [pack_rows(part, data.max_length, device, fill=fill) for part in documents]
             else:
                 yield [pad_rows([row[0] for row in part], device) for part in documents]
 

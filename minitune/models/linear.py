@@ -6,7 +6,8 @@ quantised base can later stand in its place: same attributes, another ``forward`
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from minitune.ops.product import linear
 
 
 class Linear(nn.Module):
@@ -24,7 +25,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)  # RES-1
+        return linear(x, self.weight.to(x.dtype), bias)  # RES-1
 
     def dequantize(self) -> Tensor:
         """The logical weight ``(out_features, in_features)`` as a float tensor; here the weight itself."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from minitune.ops import attention_on_cpu
 from minitune.ops.plan import AttentionPlan, blind, visible
 from minitune.ops.precision import wide
 
@@ -124,7 +125,8 @@ def attention_builtin(
 ) -> Tensor:
     """``attention`` by ``torch.nn.functional.scaled_dot_product_attention``, without a mask where none is needed.
 
-    torch has no softcap: with one, this is the formula, and holds all scores.
+    On a CPU long rows take attention_on_cpu.py. torch has no softcap: with one, this is the formula, and holds all
+    scores.
     """
     _check(q, k, v, causal, window, softcap, bias)
     if plan is not None and bias is None and (lengths := _lengths(plan, q, k)):
@@ -140,6 +142,8 @@ def attention_builtin(
             k, v, bias = k[:, -window:], v[:, -window:], _last_keys(bias, window)
             S = window
         window = None if window >= S else window
+    if aligned and causal and window is None and bias is None and attention_on_cpu.served(q, k):
+        return attention_on_cpu.attention_on_cpu(q, k, v, scale)
     mask, nothing, is_causal = None, None, False
     if aligned and window is None and (not causal or T == 1 or (T == S and bias is None)):
         is_causal = causal and T > 1

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from minitune.ops import head_on_cpu
 from minitune.ops.cross_entropy import (
     IGNORE,
     capped,
@@ -85,7 +86,12 @@ def linear_cross_entropy_builtin(
     softcap: float | None = None,
     z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """``linear_cross_entropy`` by ``torch.nn.functional``."""
+    """``linear_cross_entropy`` by ``torch.nn.functional``; on a CPU in chunks, whose logits fit a cache."""
+    check_options(smoothing, softcap, z_loss)
+    if head_on_cpu.served(x, bias, softcap, z_loss):
+        return head_on_cpu.linear_cross_entropy_on_cpu(
+            x, weight, targets, token_weight=token_weight, smoothing=smoothing
+        )
     x, targets, token_weight = _trained_rows(x, targets, token_weight)
     logits = _logits(x, weight, bias)
     return cross_entropy_builtin(

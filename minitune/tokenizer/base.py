@@ -96,13 +96,15 @@ class Tokenizer(ABC):
         ``continues=True`` keeps the leading space, which otherwise is the dummy prefix and goes.
         Bytes that are not UTF-8 become U+FFFD. Raises ``TokenizerError`` for an id out of range.
         """
-        parts = []
-        for i in ids:
-            i = self._checked(i)
-            if i in self.control_ids and not skip_control:
-                parts.append((self._pieces[i] or "").encode("utf-8"))
-            else:
-                parts.append(self._contributions[i])
+        numbers = list(map(operator.index, ids))
+        if numbers:
+            self._checked(min(numbers))
+            self._checked(max(numbers))
+        parts = list(map(self._contributions.__getitem__, numbers))
+        if not skip_control and not self.control_ids.isdisjoint(numbers):
+            for place, i in enumerate(numbers):
+                if i in self.control_ids:
+                    parts[place] = (self._pieces[i] or "").encode("utf-8")
         text = b"".join(parts).decode("utf-8", "replace")
         return text[1:] if self._strips_space and not continues and text.startswith(" ") else text
 

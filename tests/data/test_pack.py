@@ -3,11 +3,14 @@
 import json
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minitune.data.batch import pack_rows
 from minitune.data.pack import fill, pack, packed_epoch
+from minitune.data.store import Document
 from minitune.errors import DataError
 
 
@@ -56,3 +59,22 @@ def test_alpaca_fills_its_rows(material) -> None:
     packed = packed_epoch(lengths, 2048, seed=0, epoch=0)
     assert time.perf_counter() - started < 5
     assert fill(lengths, packed, 2048) > 0.97
+
+
+def test_without_filling_only_the_documents_are_left() -> None:
+    """Guards the shorter batch: same ids, targets, positions and documents, and no padding behind a row."""
+
+    def document(n: int) -> Document:
+        return Document(np.arange(n), np.array([0.0] + [1.0] * (n - 1)))
+
+    rows = [[document(4), document(6)], [document(3)]]
+    filled, short = pack_rows(rows, 10), pack_rows(rows, 10, fill=False)
+    assert filled.ids.shape == (1, 20)
+    assert short.ids.shape == (1, 10)
+    assert short.documents == [3, 5, 2]
+    assert filled.documents == [3, 5, 2, 2, 8]
+    assert short.tokens == filled.tokens == 10
+    kept = [*range(8), 10, 11]
+    for whole, part in ((filled.ids, short.ids), (filled.targets, short.targets)):
+        assert whole[0, kept].tolist() == part[0].tolist()
+    assert filled.plan.positions[0, kept].tolist() == short.plan.positions[0].tolist()
