@@ -27,7 +27,7 @@ from minitune.models import build
 from minitune.tokenizer import load_tokenizer
 from minitune.train import StepReport
 
-TRAIN_ROWS, TEST_ROWS = 4800, 12 * len(KINDS)
+TRAIN_ROWS, TEST_ROWS = 6000, 12 * len(KINDS)
 MAX_TOKENS = 40
 """More than the longest right answer has."""
 SETTINGS: dict[str, object] = {
