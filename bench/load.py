@@ -3,9 +3,9 @@
     python -m bench.load [--shapes SmolLM2-135M] [--rounds 3]
 
 Each contestant loads the same safetensors folder in a process of its own, reads every weight once (a loader may have
-mapped the file only), and writes it to a new folder. The peak is what the process held beyond what it held before; pages
-of a mapped file count. Times of a file that was read before: the disk is nobody's.
-``import minitune`` and ``minitune --help`` are timed too, the whole process each.
+mapped the file only), and writes it to a new folder. The peak is what the process held beyond what it held before;
+pages of a mapped file count. Times of a file that was read before: the disk is nobody's. ``import minitune`` and
+``minitune --help`` are timed too, the whole process each.
 """
 
 import argparse
