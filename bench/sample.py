@@ -151,7 +151,7 @@ def perplexity(folder: Path, quantise: str, stories: int = 200, longest: int = 2
     from minitune.jobs.load import load
     from minitune.models.cache import KVCache
 
-    model, tokenizer = load(folder, device="cpu", dtype="float32", quantise=quantise)
+    model, tokenizer = load(folder, device="cpu", dtype="float32", quantise=quantise, packed=True)
     nll = tokens = 0.0
     for text in json.loads((material() / STORIES).read_text(encoding="utf-8"))[:stories]:
         start = [tokenizer.bos_id] if tokenizer.bos_id is not None else []

@@ -22,7 +22,7 @@ def minitune(args: argparse.Namespace, channel: Channel) -> None:
     from minitune.sample import SamplerSettings, Slots
 
     kept = "int8" if "int8" in args.contestant else "none"
-    model, _ = load(args.folder, device=args.device, dtype=args.dtype, ops=args.ops, quantise=kept)
+    model, _ = load(args.folder, device=args.device, dtype=args.dtype, ops=args.ops, quantise=kept, packed=True)
     ids = prompts(args.rows, args.prompt, model.config.vocab_size).tolist()
 
     def step() -> dict[str, Any]:

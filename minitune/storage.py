@@ -23,6 +23,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_SHARD_BYTES = 5 * 10**9
+REMAP_BYTES = 1 << 28
 _PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt", "*.pkl")
 
 
@@ -32,6 +33,8 @@ class TensorFolder:
     def __init__(self, files: Mapping[str, Any], places: Mapping[str, Path], paths: tuple[Path, ...]):
         self._files, self._places = files, places
         self.paths = paths
+        self._mapping: tuple[Path, Any] | None = None
+        self._mapped_bytes = 0
         self.metadata: dict[str, str] = {}
         for file in dict.fromkeys(files.values()):
             self.metadata |= file.metadata() or {}
@@ -54,13 +57,21 @@ class TensorFolder:
 
     def read(self, name: str) -> Tensor:
         """The tensor, mapped from its file; CheckpointError where it has values that are not finite."""
-        tensor = self._files[name].get_tensor(name)
+        tensor = self._mapped(self._places[name]).get_tensor(name)
+        self._mapped_bytes += tensor.nbytes
         if not is_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
                 f"{self.where(name)}: tensor {name!r} has {bad} values that are not finite (NaN or infinite)"
             )
         return tensor
+
+    def _mapped(self, path: Path) -> Any:
+        """The file, mapped anew now and then: what was read of a mapping stays in memory for as long as it is there."""
+        if self._mapping is None or self._mapping[0] != path or self._mapped_bytes > REMAP_BYTES:
+            self._mapping, self._mapped_bytes = None, 0  # the old one goes first
+            self._mapping = path, safe_open(path, framework="pt")
+        return self._mapping[1]
 
     @property
     def aliases(self) -> dict[str, str]:

@@ -51,12 +51,18 @@ def run(args: list[str]) -> int:
     """Read messages and commands until /quit or the end of the input."""
     options = parse(Chat, "chat", args)
     from minitune.jobs.load import load
+    from minitune.ops.costs import all_weights
 
     model, tokenizer = load(
-        options.model, device=options.device, dtype=options.dtype, ops=options.ops, quantise=options.quantise
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        ops=options.ops,
+        quantise=options.quantise,
+        packed=True,
     )
     session = Session(options, model, tokenizer, sys.stderr if options.json else sys.stdout)
-    parameters = sum(w.numel() for w in model.parameters())
+    parameters = all_weights(model.config)
     session.say(f"{options.model}: {parameters:,} parameters. Type a message, or a command:\n{HELP}")
     for line in _lines(session.out):
         if not session.take(line):

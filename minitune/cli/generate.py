@@ -82,7 +82,12 @@ def run(args: list[str]) -> int:
         raise ConfigError(f"--out {options.out}: its folder does not exist")
     people = sys.stderr if options.json else sys.stdout
     model, tokenizer = load(
-        options.model, device=options.device, dtype=options.dtype, ops=options.ops, quantise=options.quantise
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        ops=options.ops,
+        quantise=options.quantise,
+        packed=True,
     )
     template, _ = template_of(options.template, tokenizer, options.model)
     if options.chat or any(row.messages for row in rows):

@@ -11,6 +11,7 @@ from minitune.device import pick_device, pick_dtype, pick_ops
 from minitune.errors import CheckpointError, ConfigError
 from minitune.models import LanguageModel
 from minitune.models.int8 import quantise as to_int8
+from minitune.models.packed import pack
 from minitune.tokenizer import Tokenizer, load_tokenizer
 
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
@@ -54,13 +55,20 @@ def resolve(name: str | Path) -> Source:
 
 
 def load(
-    name: str | Path, *, device: str = "auto", dtype: str = "auto", ops: str = "auto", quantise: str = "none"
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    ops: str = "auto",
+    quantise: str = "none",
+    packed: bool = False,
 ) -> tuple[LanguageModel, Tokenizer]:
     """Load ``(model, tokenizer)`` for inference: weights and compute in ``dtype``, adapters in place, dropout off.
 
     ``name`` is a model folder as published, an adapter folder, a run folder, or ``tiny``; ``quantise`` is ``none`` or
-    ``int8`` (weights only), which merges an adapter first. Raises CheckpointError, TokenizerError or ConfigError with
-    one line.
+    ``int8`` (weights only), which merges an adapter first; ``packed`` keeps weights in the order in which this
+    processor multiplies fastest, where it has one, and no longer as ``weight``. Raises CheckpointError, TokenizerError
+    or ConfigError with one line.
     """
     if quantise not in QUANTISED:
         raise ConfigError(f"quantise is {quantise!r}; it must be one of: {', '.join(QUANTISED)}")
@@ -74,6 +82,8 @@ def load(
     if quantise == "int8":
         merge_adapter(checkpoint.model)
         to_int8(checkpoint.model)
+    elif packed:
+        pack(checkpoint.model)
     return checkpoint.model.eval().requires_grad_(False), tokenizer_of(checkpoint, source)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minitune.models.base import LanguageModel
-from minitune.models.layers import Head
+from minitune.models.layers import replace_linear
 from minitune.models.linear import Linear
 from minitune.ops.product import linear
 
@@ -68,11 +68,4 @@ def quantise(model: LanguageModel) -> int:
     The embedding stays as it is, also where the head is tied to it. Layers with adapters are left alone: merge them
     before. For inference only.
     """
-    chosen = [name for name, module in model.named_modules() if type(module) in (Linear, Head)]
-    chosen = [name for name in chosen if not name.endswith(".base")]
-    for name in chosen:
-        parent, _, leaf = name.rpartition(".")
-        base = model.get_submodule(name)
-        assert isinstance(base, Linear)
-        setattr(model.get_submodule(parent), leaf, Int8Linear(base))
-    return len(chosen)
+    return replace_linear(model, Int8Linear)

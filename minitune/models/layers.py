@@ -1,5 +1,6 @@
 """Layers that more than one decoder is made of."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +31,21 @@ class Head(Linear):
     def loss(self, ops: Ops, x: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """``ops.linear_cross_entropy`` of ``x (N, C)`` against ``targets (N,)`` through this head."""
         return ops.linear_cross_entropy(x, self.dequantize(), targets, bias=self.bias, **options)
+
+
+def replace_linear(model: nn.Module, make: Callable[[Linear], nn.Module]) -> int:
+    """Put ``make(layer)`` in the place of every linear layer and of the head; how many there were.
+
+    Layers that something else stands around, such as an adapter, are left alone.
+    """
+    chosen = [name for name, module in model.named_modules() if type(module) in (Linear, Head)]
+    chosen = [name for name in chosen if not name.endswith(".base")]
+    for name in chosen:
+        parent, _, leaf = name.rpartition(".")
+        layer = model.get_submodule(name)
+        assert isinstance(layer, Linear)
+        setattr(model.get_submodule(parent), leaf, make(layer))
+    return len(chosen)
 
 
 class RMSNorm(nn.Module):

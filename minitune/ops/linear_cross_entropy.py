@@ -11,6 +11,8 @@ Rows without a target are dropped before the product: on instruction data most r
 words is a large part of a small model.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -88,10 +90,24 @@ def linear_cross_entropy_builtin(
 ) -> tuple[Tensor, Tensor]:
     """``linear_cross_entropy`` by ``torch.nn.functional``; on a CPU in chunks, whose logits fit a cache."""
     check_options(smoothing, softcap, z_loss)
+    options: dict[str, Any] = {"token_weight": token_weight, "smoothing": smoothing}
     if head_on_cpu.served(x, bias, softcap, z_loss):
-        return head_on_cpu.linear_cross_entropy_on_cpu(
-            x, weight, targets, token_weight=token_weight, smoothing=smoothing
-        )
+        return head_on_cpu.linear_cross_entropy_on_cpu(x, weight, targets, **options)
+    return linear_cross_entropy_whole(x, weight, targets, bias=bias, softcap=softcap, z_loss=z_loss, **options)
+
+
+def linear_cross_entropy_whole(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    token_weight: Tensor | None = None,
+    smoothing: float = 0.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """``linear_cross_entropy`` by ``torch.nn.functional``, which keeps all logits for the backward."""
     x, targets, token_weight = _trained_rows(x, targets, token_weight)
     logits = _logits(x, weight, bias)
     return cross_entropy_builtin(
