@@ -21,9 +21,9 @@ def tiny() -> tuple:
 @pytest.mark.parametrize(
     ("prompt", "continued"),
     [
-        ("Tom has a red", " drum. Tom waits in the shop. The green cup belongs to Max. Max waits in the station.\n"),
-        ("小明有一个", "蓝色的球。小明在商店里等人。那个黄色的书包是小云的。小云在车站里等人。\n"),
-        ("The opposite of big is", " small.\n"),
+        ("Tom has a red", " lamp. Tom plays in the shop. Mia holds a brown clock. Mia waits in the market.\n"),
+        ("小明有一个", "白色的球。小明在市场里等人。小明在公园里等人。小明在哪里？小明在公园里。"),
+        ("The opposite of big is", " small.\nWhat is the opposite of day? The opposite of day is night.\n"),
     ],
 )
 def test_greedy_continuations_are_golden(tiny: tuple, prompt: str, continued: str) -> None:
