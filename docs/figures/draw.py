@@ -141,9 +141,10 @@ def draw_tiles() -> Figure:
 def draw_loss() -> Figure:
     """The loss of the model in the package over its training."""
     lines = [json.loads(line) for line in (TINY / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["stage"] == 0]  # the others count the loss of other texts
     figure = sheet(6, 3)
     axes = figure.add_subplot()
-    for key, label, color in (("loss", "training", PALE), ("held_out_loss", "held out", COOL)):
+    for key, label, color in (("loss", "training", PALE), ("val_loss", "held out", COOL)):
         points = [(line["tokens"] / 1e6, line[key]) for line in lines if key in line]
         axes.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1.2, label=label, color=color)
     axes.set(xlabel="million tokens", ylabel="nats a token")
