@@ -14,13 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import minitune
 from minitune.config import SFTConfig
 from minitune.errors import ConfigError, MinituneError, TrainingError
-from minitune.eval_config import EvalConfig
-from minitune.jobs.evaluate import evaluate_model
 from minitune.jobs.load import TINY
 from minitune.jobs.run import Run, resumed
+from minitune.models import LanguageModel
 from minitune.resume import saved_steps
+from minitune.train import Validation
 
 ROWS = TINY / "rows.jsonl"
 CLOCK = ("trained_tokens_per_s", "tokens_per_s", "peak_memory_bytes", "planned_memory_bytes")
@@ -226,28 +227,31 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert resumed(out).start == 3
 
 
-def test_patience_stops_and_the_best_step_is_kept(tmp_path: Path) -> None:
-    """At an absurd rate every validation after the first is worse: two of them, and the run ends."""
+def test_patience_stops_and_the_best_step_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two validations without gain end the run; the kept weights are those of the best step, not the last ones."""
     out = tmp_path / "run"
-    run = Run(config(out, lr=0.3, warmup=0, eval_every=2, patience=2, max_steps=40, schedule="constant", dropout=0.0))
+    run = Run(config(out, eval_every=2, patience=2, max_steps=40))
+    losses = iter([9.0, 4.0, 3.0, 3.5, 3.2])  # before the first step, then behind steps 2, 4, 6 and 8
+    monkeypatch.setattr(run, "_validate", lambda: Validation(nll=next(losses), tokens=1.0))
+    ids = torch.arange(3, 23)[None]
+
+    def logits(model: LanguageModel) -> torch.Tensor:
+        model.eval()
+        with torch.no_grad():
+            found = model.logits(model(ids))
+        model.train()
+        return found
+
+    seen = {report.step: logits(run.model) for report in run}
     result = run.finish()
-    losses = {line["step"]: line["val_loss"] for line in metrics(out) if line["step"] and "val_loss" in line}
-    best = min(losses, key=lambda step: losses[step])
     assert result.stopped_early
-    assert result.steps == best + 4 < 40
-    assert (result.best_step, result.best_val_loss) == (best, losses[best])
+    assert (result.steps, result.best_step, result.best_val_loss) == (8, 4, 3.0)
     kept = json.loads((out / "best" / "best.json").read_text(encoding="utf-8"))
-    assert kept == {"step": best, "val_loss": losses[best]}
-    # The kept weights are those of that step, not the last ones.
-    val = tmp_path / "val.jsonl"
-    lines = ROWS.read_text(encoding="utf-8").splitlines(keepends=True)[:60]
-    held = sorted({int(row) for row in run.ready.data.val.rows})
-    val.write_text("".join(lines[row] for row in held), encoding="utf-8")
-    found = evaluate_model(
-        EvalConfig(model=str(out / "best"), data=str(val), metrics="none", device="cpu", dtype="float32")
-    )
-    assert found.loss == pytest.approx(losses[best], rel=1e-5)
-    assert losses[result.steps] > 1.01 * losses[best]
+    assert kept == {"step": 4, "val_loss": 3.0}
+    for folder, step in ((out / "best", 4), (out, 8)):
+        model, _ = minitune.load(folder, device="cpu", dtype="float32")
+        torch.testing.assert_close(logits(model), seen[step], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(seen[4], seen[8], atol=1e-2)
 
 
 def test_keep_is_how_many_checkpoints_stay(tmp_path: Path) -> None:
