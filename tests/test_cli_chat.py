@@ -88,12 +88,13 @@ def test_retry_is_another_answer_to_the_same_turn(talk: Any, any_turns: None) ->
 
 
 def test_the_system_message_is_rendered_and_can_go(talk: Any, any_turns: None) -> None:
-    plain, _ = talk("one", flags=("--temperature", "0"))
-    told, _ = talk("/system Be brief.", "one", flags=("--temperature", "0"))
-    assert told[0] == {"role": "system", "content": "Be brief."}
+    ask, tell, greedy = "小明有什么？", "小明有一个红色的球。", ("--temperature", "0")
+    plain, _ = talk(ask, flags=greedy)
+    told, _ = talk(f"/system {tell}", ask, flags=greedy)
+    assert told[0] == {"role": "system", "content": tell}
     assert told[2] != plain[1]
-    assert talk("one", flags=("--temperature", "0", "--system", "Be brief."))[0] == told
-    assert talk("/system Be brief.", "/system", "one", flags=("--temperature", "0"))[0] == plain
+    assert talk(ask, flags=(*greedy, "--system", tell))[0] == told
+    assert talk(f"/system {tell}", "/system", ask, flags=greedy)[0] == plain
 
 
 def test_each_turn_computes_only_what_is_new(talk: Any, any_turns: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,9 @@ def run(
     return gradients(loss, leaves, torch.tensor(0.37, dtype=kind, device=inputs[0].device))
 
 
-def check(form: str, x: Tensor, head: Tensor, offsets: Tensor, targets: Tensor, **options: Any) -> None:
+def check(
+    form: str, x: Tensor, head: Tensor, offsets: Tensor, targets: Tensor, slack: float = 0.0, **options: Any
+) -> None:
     with_bias, weighted = options.pop("bias", False), options.pop("weighted", False)
     weight = randn(len(x), seed=3).abs().to(x.device) + 0.1 if weighted else None
     inputs = (x, head, offsets)
@@ -57,7 +59,7 @@ def check(form: str, x: Tensor, head: Tensor, offsets: Tensor, targets: Tensor, 
     eager = run(BUILTIN.linear_cross_entropy, inputs, targets, weight, with_bias, **options)
     truth = run(REFERENCE.linear_cross_entropy, wide, targets, weight, with_bias, **options)
     for mine, theirs, true in zip(ours, eager, truth, strict=True):
-        assert_as_accurate(mine, theirs, true)
+        assert_as_accurate(mine, theirs, true, slack=slack)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -69,7 +71,8 @@ def test_options(form: str, options: dict[str, Any], dtype: torch.dtype, device:
 @pytest.mark.parametrize(("N", "C", "V"), [(1, 1, 2), (2, 8, 64), (40, 24, 131)])
 @BY_FORM
 def test_shapes(form: str, N: int, C: int, V: int, dtype: torch.dtype, device: torch.device) -> None:
-    check(form, *case(N, C, V, dtype, device))
+    # Of a single small loss the rounding is that of the numbers around 1 that it is the difference of.
+    check(form, *case(N, C, V, dtype, device), slack=2**-24 if N == 1 else 0.0)
 
 
 @BY_FORM
