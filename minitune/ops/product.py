@@ -43,7 +43,7 @@ def processor_vendor() -> str:
 
 
 def served(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN takes the product of rows ``x (N, in)`` with ``weight (out, in)``; torch.compile chooses itself."""
+    """Whether oneDNN takes the product of rows ``x (N, in)`` with ``weight (out, in)``; a compiler chooses itself."""
     if torch.compiler.is_compiling():
         return False
     if x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu" or not onednn():
