@@ -38,7 +38,7 @@ def gradients(run: Run, model: LanguageModel) -> tuple[float, dict[str, torch.Te
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
 def test_compiled_steps_are_as_accurate_as_eager_ones(tmp_path: Path, method: str, packing: bool) -> None:
-    """Both against float64: the error of all gradients is at most twice eager's, whose products add in another order."""
+    """Both against float64: the gradients' error is at most twice eager's, whose products add in another order."""
     eager = run_of(tmp_path / "eager", method=method, packing=packing)
     fast = run_of(tmp_path / "fast", method=method, packing=packing, compile=True)
     exact = build(eager.model.config, BUILTIN, torch.float64).double()
