@@ -2,7 +2,7 @@
 
 What is asked for stands behind what it is asked by: a person's thing behind the person, a thing's owner behind the
 thing. The other way round, which asks a model to look back from a word to what stood before it, a model of this size
-learned in bare pairs (``lookups.py``) and, in eight million tokens, not in sentences.
+learned in bare pairs (``lookups.py``) and, in some million tokens, not in sentences.
 
 Slots: p, q people; t thing, m its measure word; c colour; l place; f food; n, k numbers; a animal, s its sound;
 x, y words; list a list. A question of ``ASK`` is a pair (question, answer); where ways of asking for a fact are held

@@ -27,7 +27,8 @@ _ON_SHEETS = {
 def documents(count: int, *, seed: int, shares: Mapping[str, float] | None = None) -> Iterator[str]:
     """``count`` documents of the world, the two languages in turn; the same for a seed everywhere.
 
-    No held-out combination is in them, except where a fact is stated (``FACTS``), which is never asked there.
+    No held-out pair of a person with a thing or a place is in them. Held-out colours of things are never asked for, but
+    ``holding`` states them; facts (``FACTS``) are stated, and not asked for in the ways that are held out.
     """
     rng = random.Random(f"minitune world {seed}")
     makers = [Maker(words, rng) for words in LANGUAGES]
