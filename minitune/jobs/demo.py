@@ -1,8 +1,8 @@
 """The main job on what ships inside the package: a tiny base model learns to answer, and is measured before and after.
 
 The rows are instructions about the small world (``data/world``); those of the test are about combinations of people,
-things, places and numbers whose questions are never trained on (what the text may state: ``data/world/text.py``). Tuning
-is ``jobs/sft.py``, measuring is ``jobs/evaluate.py``; nothing here is known to either.
+things, places and numbers whose questions are never trained on (what the text may state: ``data/world/text.py``).
+Tuning is ``jobs/sft.py``, measuring is ``jobs/evaluate.py``; nothing here is known to either.
 """
 
 import json
