@@ -1,16 +1,17 @@
 """What is the case in the small world for the length of one text, and what can be asked about it.
 
-A scene is a short story and its questions. Scenes for training never pair a person with a thing, a place or a number
-that is held out, and their lists are never held-out lists; a scene for the test is asked about held-out pairs only.
+A scene is a short story and its questions. A scene for training states nothing that is held out (who has which thing,
+who is in which place, which thing has which colour) and asks no question that is held out (a comparison, a list, a way
+of asking); a scene for the test is asked about what is held out only.
 """
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from minitune.data.world.phrases import ASK, SAY
-from minitune.data.world.words import Words, bilingual, held_out
+from minitune.data.world.words import Words, any_held_out, bilingual, held_out
 
 T = TypeVar("T")
 
@@ -27,10 +28,15 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A story (empty where a question stands alone) and the questions about it."""
+    """A story (empty where a question stands alone), the questions about it, and what of it may be held out.
+
+    ``states`` are the combinations that the story names: ("has", person, thing), ("at", person, place) and
+    ("colour", thing, colour).
+    """
 
     story: str
     questions: list[Question] = field(default_factory=list)
+    states: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 class Maker:
@@ -48,9 +54,10 @@ class Maker:
         """A scene of the kind ``name`` (a key of ``SCENES``); drawn again until it keeps the rule above."""
         while True:
             scene = SCENES[name](self)
-            wanted = [q for q in scene.questions if q.test] if self.test else scene.questions
-            if wanted and (self.test or not any(q.test for q in scene.questions)):
-                return Scene(story=scene.story, questions=wanted)
+            if self.test and (wanted := [question for question in scene.questions if question.test]):
+                return replace(scene, questions=wanted)
+            if not self.test and not any(q.test for q in scene.questions) and not any_held_out(scene.states):
+                return scene
 
     def tell(self, key: str, **slots: object) -> str:
         return self.rng.choice(self.say[key]).format(**slots)
@@ -79,7 +86,7 @@ def holding(make: Maker) -> Scene:
     count = rng.choice((2, 2, 3))
     people, things = make.pick(words.people, count), make.pick(tuple(words.things), count)
     colours, places = make.pick(words.colours, count), make.pick(words.places, count)
-    sentences, questions = [], []
+    sentences, questions, states = [], [], []
     style = rng.random()
     for p, t, c, l in zip(people, things, colours, places, strict=True):
         slots = {"p": p, "t": t, "c": c, "l": l, "m": words.things[t]}
@@ -88,12 +95,14 @@ def holding(make: Maker) -> Scene:
         else:
             sentences += [make.tell("has", **slots)] + ([make.tell("at", **slots)] if style < 0.75 else [])
         questions.append(make.asked("has", held_out("has", p, t), **slots))
+        states += [("has", p, t), ("colour", t, c)]
         if style < 0.75:
             questions.append(make.asked("where", held_out("at", p, l), **slots))
+            states.append(("at", p, l))
     if style >= 0.5:
         rng.shuffle(sentences)
     rng.shuffle(questions)
-    return Scene(story=make.join(sentences), questions=questions)
+    return Scene(story=make.join(sentences), questions=questions, states=states)
 
 
 def owning(make: Maker) -> Scene:
@@ -101,13 +110,14 @@ def owning(make: Maker) -> Scene:
     words, rng = make.words, make.rng
     count = rng.choice((2, 2, 3))
     people, things = make.pick(words.people, count), make.pick(tuple(words.things), count)
-    sentences, questions = [], []
+    sentences, questions, states = [], [], []
     for p, t, c in zip(people, things, make.pick(words.colours, count), strict=True):
         sentences.append(make.tell("of", p=p, t=t, c=c))
         questions.append(make.asked("who", held_out("has", p, t), p=p, t=t))
         questions.append(make.asked("colour", held_out("colour", t, c), t=t, c=c))
+        states += [("has", p, t), ("colour", t, c)]
     rng.shuffle(questions)
-    return Scene(story=make.join(sentences), questions=questions)
+    return Scene(story=make.join(sentences), questions=questions, states=states)
 
 
 def counting(make: Maker) -> Scene:
@@ -133,13 +143,14 @@ def moving(make: Maker) -> Scene:
     people = make.pick(words.people, 2)
     places = make.pick(words.places, rng.choice((3, 4)))
     at: dict[str, str] = {}
-    sentences = []
+    sentences, states = [], []
     for l in places:
         p = rng.choice(people)
         sentences.append(make.tell("then" if p in at else "goes", p=p, l=l))
         at[p] = l
-    questions = [make.asked("moved", held_out("moved", p, l), p=p, l=l) for p, l in at.items()]
-    return Scene(story=make.join(sentences), questions=questions)
+        states.append(("at", p, l))
+    questions = [make.asked("moved", held_out("at", p, l), p=p, l=l) for p, l in at.items()]
+    return Scene(story=make.join(sentences), questions=questions, states=states)
 
 
 def listing(make: Maker) -> Scene:

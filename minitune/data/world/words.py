@@ -5,7 +5,7 @@ write, a held-out combination cannot slip into the text that a model is trained 
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 
@@ -118,3 +118,8 @@ def bilingual() -> tuple[tuple[str, str], ...]:
 def held_out(kind: str, *parts: str, one_in: int = 8) -> bool:
     """Whether a combination belongs to the test and must never be trained on: one in so many, by a hash."""
     return zlib.crc32("|".join((kind, *parts)).encode()) % one_in == 0
+
+
+def any_held_out(combinations: Iterable[tuple[str, ...]]) -> bool:
+    """Whether any of the combinations, each a kind and its parts, belongs to the test."""
+    return any(held_out(*combination) for combination in combinations)
