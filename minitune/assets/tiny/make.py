@@ -1,7 +1,8 @@
-"""Makes what the tiny model is made of: its tokenizer, its text and its rows; its weights are ``minitune pretrain``'s.
+"""Makes the tiny model: tokenizer, rows, text, and by ``minitune pretrain``, stage after stage, its weights.
 
     python -m minitune.assets.tiny.make tokenizer                   the sentencepiece model
     python -m minitune.assets.tiny.make rows                        rows.jsonl, instructions to tune the model with
+    python -m minitune.assets.tiny.make model --out FOLDER          the weights from zero, about an hour and a half
     python -m minitune.assets.tiny.make text --out FILE             documents for minitune pretrain
     python -m minitune.assets.tiny.make measure [--model MODEL]     the loss on text that is never trained on
 
@@ -10,15 +11,19 @@ Everything is seeded. The first two are written beside this file. README.md ther
 
 import argparse
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece
 
 from minitune.chat import ALPACA, Message
 from minitune.chat.script import Kind, script
+from minitune.cli import main as cli
 from minitune.data.batch import Batch, pad_rows
 from minitune.data.world import documents, vocabulary, write_instructions
+from minitune.data.world.text import SHARES
 from minitune.data.world.words import CHINESE, LANGUAGES
 from minitune.files import write_text
 from minitune.jobs.load import load
@@ -126,10 +131,75 @@ def measure(args: argparse.Namespace) -> None:
     print(json.dumps({"held_out_loss": round(loss, 4)}))
 
 
-def write_documents(args: argparse.Namespace) -> None:
+def write_documents(path: Path, count: int, seed: int, shares: Mapping[str, float] | None = None) -> None:
     """Documents as JSON Lines of ``text``, for ``minitune pretrain``."""
-    made = documents(args.documents, seed=args.seed, shares=args.shares)
-    write_text(args.out, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in made))
+    made = documents(count, seed=seed, shares=shares)
+    write_text(path, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in made))
+
+
+# ---- the weights
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of ``minitune pretrain``: which documents (all kinds as in the world's text where none are named), how
+    many and of which seed, and the peak learning rate."""
+
+    documents: int
+    seed: int
+    lr: float
+    shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
+
+
+STAGES = (
+    # Looking up is learned first, from documents that ask for nothing else.
+    Stage(60_000, 701, 3e-3, {"copying": 35, "pairs": 45, "asked": 20}),
+    Stage(130_000, 702, 2.5e-3),
+)
+SETTINGS = (
+    "--batch-size", "4", "--max-length", "512", "--warmup", "30", "--val", "200", "--eval-every", "100",
+    "--dtype", "float32",
+)  # fmt: skip
+"""What all stages have in common; four rows of 512 tokens a step."""
+
+
+def commands(out: Path) -> Iterator[tuple[Stage, Path, list[str]]]:
+    """Every stage, the file of its text, and the words behind ``minitune`` that train it, from the stage before."""
+    new = ["--shape", str(HERE / "config.json"), "--tokenizer", str(HERE / "tokenizer.model"), "--init-std", "0.05"]
+    for number, stage in enumerate(STAGES, 1):
+        text, run = out / f"stage-{number}.jsonl", out / f"stage-{number}"
+        start = ["--model", str(out / f"stage-{number - 1}")] if number > 1 else new
+        words = ["pretrain", *start, "--data", str(text), "--lr", str(stage.lr), *SETTINGS, "--out", str(run)]
+        yield stage, text, words
+
+
+def make_model(out: Path) -> int:
+    """Run all stages, those that are done left out; ``model`` in the last one's folder is the model.
+
+    Every validation goes to ``curve.jsonl``. Another processor or number of threads gives other bits.
+    """
+    for stage, text, words in commands(out):
+        run = Path(words[-1])
+        if (run / "result.json").is_file():
+            continue
+        write_documents(text, stage.documents, stage.seed, stage.shares)
+        print(f"minitune {' '.join(words)}", file=sys.stderr)
+        if code := cli(["pretrain", "--resume", str(run)] if run.is_dir() else words):
+            return code
+    write_text(out / "curve.jsonl", "".join(json.dumps(line) + "\n" for line in curve(out)))
+    return 0
+
+
+def curve(out: Path) -> Iterator[dict[str, float]]:
+    """Every validation of every stage, with the tokens trained on until then in that stage."""
+    for number in range(1, len(STAGES) + 1):
+        tokens = 0
+        for text in (out / f"stage-{number}" / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            tokens += line.get("trained_tokens", 0)  # step 0 is a validation only
+            if "val_loss" in line:
+                found = {key: round(line[key], 4) for key in ("loss", "val_loss") if key in line}
+                yield {"stage": number, "step": line["step"], "tokens": tokens, **found}
 
 
 def main() -> None:
@@ -139,8 +209,8 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("part", choices=("tokenizer", "rows", "text", "measure"))
-    parser.add_argument("--out", type=Path, help="the file of a text")
+    parser.add_argument("part", choices=("tokenizer", "rows", "model", "text", "measure"))
+    parser.add_argument("--out", type=Path, help="the file of a text, the folder of a model's stages")
     parser.add_argument("--documents", type=int, default=20_000, help="how many documents a text has")
     parser.add_argument("--seed", type=int, default=1, help="the seed of a text, from 1; 0 is held out")
     parser.add_argument("--shares", type=json.loads, help='which documents, how often: {"pairs": 70, "drill": 30}')
@@ -153,9 +223,11 @@ def main() -> None:
     elif args.part == "measure":
         measure(args)
     elif args.out is None or args.seed < 1:
-        parser.error("a text needs --out FILE and a --seed from 1")
+        parser.error(f"{args.part} needs --out; a text has a --seed from 1")
+    elif args.part == "model":
+        sys.exit(make_model(args.out))
     else:
-        write_documents(args)
+        write_documents(args.out, args.documents, args.seed, args.shares)
 
 
 if __name__ == "__main__":
