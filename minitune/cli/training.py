@@ -86,7 +86,7 @@ def follow(console: Console, job: "Run", *, as_json: bool, quiet: bool) -> int:
             if report.step == 1:
                 _memory(console, job, report)
     if job.stopped:
-        print(f"minitune: stopped; go on with: minitune sft --resume {job.out}", file=sys.stderr)
+        print(f"minitune: stopped; go on with: minitune {job.config.COMMAND} --resume {job.out}", file=sys.stderr)
         return STOPPED
     result = job.finish()
     _summary(console, job, result)

@@ -105,6 +105,8 @@ class RunConfig:
     dry_run: bool = False
     """Print the plan (rows, trained tokens, steps, learning rates, memory term by term) and train nothing."""
 
+    COMMAND: ClassVar[str] = "sft"
+    """What the command is called that runs these settings."""
     RATES: ClassVar[Mapping[str, float]] = {"lora": 2e-4, "full": 2e-5}
     """The peak learning rate of each method where none is given."""
 
@@ -200,6 +202,7 @@ class PretrainConfig(RunConfig):
     beta2: float = 0.95
     """AdamW: how long the mean of the squared gradients remembers."""
 
+    COMMAND: ClassVar[str] = "pretrain"
     RATES: ClassVar[Mapping[str, float]] = {"lora": 2e-4, "full": 3e-4}
 
     def __post_init__(self) -> None:

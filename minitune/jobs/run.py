@@ -196,7 +196,8 @@ class Run:
         for _ in self:
             pass
         if self.result is None:
-            raise TrainingError(f"this run was stopped before its end; go on with minitune sft --resume {self.out}")
+            command = f"minitune {self.config.COMMAND} --resume {self.out}"
+            raise TrainingError(f"this run was stopped before its end; go on with {command}")
         return self.result
 
     def _train(self) -> Iterator[StepReport]:
