@@ -39,7 +39,7 @@ def test_a_short_demo_tells_and_writes_everything(
     # The command that it names is one that sft takes, with the settings that it used.
     command = next(line for line in printed.err.splitlines() if "minitune sft --model tiny" in line).split()
     assert command[command.index("--lr") + 1] == str(job.SETTINGS["lr"])
-    assert "--no-packing" in command
+    assert command[command.index("--max-length") + 1] == str(job.SETTINGS["max_length"])
 
 
 def test_a_second_demo_does_not_touch_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

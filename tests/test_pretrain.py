@@ -93,6 +93,14 @@ def test_a_new_model_starts_by_guessing_and_is_a_whole_folder(tmp_path: Path, ro
     assert tokenizer.encode(TEXTS[1]) == load_tokenizer(TINY).encode(TEXTS[1])
 
 
+def test_a_pretrained_model_has_no_chat_template(tmp_path: Path, rows: Path) -> None:
+    """Guards what is tuned next: a template of plain text beside the weights would take the place of Alpaca's."""
+    found = pretrain(config(tmp_path, rows)).finish()
+    assert found.run is not None
+    assert (Path(found.run) / "model" / "generation_config.json").is_file()
+    assert not list(Path(found.run).rglob("chat_template.jinja"))
+
+
 def test_two_new_models_of_one_seed_are_one(tmp_path: Path, rows: Path) -> None:
     def losses(name: str, seed: int) -> list[float]:
         new = config(tmp_path, rows, model="", shape=str(TINY), tokenizer="tiny", seed=seed, out=str(tmp_path / name))

@@ -107,6 +107,8 @@ class RunConfig:
 
     COMMAND: ClassVar[str] = "sft"
     """What the command is called that runs these settings."""
+    CHATS: ClassVar[bool] = True
+    """Whether what is trained is answers, by a chat template that belongs to the model from then on."""
     RATES: ClassVar[Mapping[str, float]] = {"lora": 2e-4, "full": 2e-5}
     """The peak learning rate of each method where none is given."""
 
@@ -203,6 +205,7 @@ class PretrainConfig(RunConfig):
     """AdamW: how long the mean of the squared gradients remembers."""
 
     COMMAND: ClassVar[str] = "pretrain"
+    CHATS: ClassVar[bool] = False
     RATES: ClassVar[Mapping[str, float]] = {"lora": 2e-4, "full": 3e-4}
 
     def __post_init__(self) -> None:

@@ -15,8 +15,8 @@ from minitune.tokenizer import Tokenizer
 CHAT_TEMPLATE = "chat_template.jinja"
 
 
-def outfit(folder: Path, model: LanguageModel, tokenizer: Tokenizer, template: AnyTemplate) -> dict[str, str]:
-    """Files by name, for weights of ``folder`` tuned by ``template``.
+def outfit(folder: Path, model: LanguageModel, tokenizer: Tokenizer, template: AnyTemplate | None) -> dict[str, str]:
+    """Files by name, for weights of ``folder`` tuned by ``template``; None where plain text was trained on.
 
     generation_config.json keeps what the folder's says, and stops on every id that the model stops on here, the
     trained end of an answer among them; chat_template.jinja is the template that was trained with.
@@ -28,6 +28,8 @@ def outfit(folder: Path, model: LanguageModel, tokenizer: Tokenizer, template: A
     ids = list(model.stop_ids)
     settings["eos_token_id"] = ids[0] if len(ids) == 1 else ids
     files = {GENERATION: json.dumps(settings, indent=2, ensure_ascii=False) + "\n"}
+    if template is None:
+        return files
     if isinstance(template, JinjaTemplate):
         if own_templates(tokenizer.files).get(DEFAULT) != template.source:
             files[CHAT_TEMPLATE] = template.source

@@ -353,7 +353,8 @@ class Run:
     def _write_model(self, where: Path) -> None:
         ready = self.ready
         folder = ready.base.folder or ready.base.tokenizer_path
-        beside = outfit(folder, self.model, self.tokenizer, ready.template)
+        template = ready.template if self.config.CHATS else None
+        beside = outfit(folder, self.model, self.tokenizer, template)
         if self.config.method == "lora":
             base = self.config.model if self.config.model == "tiny" else str(folder.resolve())
             save_adapter(

@@ -2,8 +2,8 @@
 
 A model of a million parameters learns from a story, where a lookup is needed now and then among much that cannot
 be foretold, ten times as slowly as from these. It learns in this order, each from the one before: to go on with a list
-that it has seen (``copying``); to give the second of a pair by the first (``pairs``); to give the first by the second,
-which asks for a step back (``reversed``); and what stands behind a word in whole sentences (``asked``, ``drill``).
+that it has seen (``copying``); to give the second of a pair by the first (``pairs``); and what stands behind a word in
+whole sentences (``asked``, ``drill``).
 """
 
 from itertools import pairwise
@@ -30,15 +30,6 @@ def copying(make: Maker) -> str:
 
 def pairs(make: Maker) -> str:
     """Pairs of any words, and the same again in another order."""
-    return _pairs(make, backward=False)
-
-
-def reversed_pairs(make: Maker) -> str:
-    """Pairs of any words, asked for by their second word only."""
-    return _pairs(make, backward=True)
-
-
-def _pairs(make: Maker, *, backward: bool) -> str:
     rng, words = make.rng, make.words
     count = rng.choice((2, 3, 4, 5, 6))
     while True:
@@ -50,7 +41,7 @@ def _pairs(make: Maker, *, backward: bool) -> str:
     out = [f"{a}{told}{b}{end}" for a, b in found]
     for _ in range(rng.choice((1, 2))):
         again = rng.sample(found, count)
-        out += [f"{b}{asked}{a}{end}" if backward else f"{a}{asked}{b}{end}" for a, b in again]
+        out += [f"{a}{asked}{b}{end}" for a, b in again]
     return _lead(make) + "".join(out).rstrip()
 
 
@@ -145,6 +136,6 @@ def _is_held_out(words: Words, a: str, b: str) -> bool:
 
 
 LOOKUPS = {
-    "copying": copying, "pairs": pairs, "reversed": reversed_pairs, "asked": asked, "drill": drill,
-    "comparing": comparing, "ordering": ordering,
+    "copying": copying, "pairs": pairs, "asked": asked, "drill": drill, "comparing": comparing,
+    "ordering": ordering,
 }  # fmt: skip
