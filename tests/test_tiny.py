@@ -1,10 +1,14 @@
 """The model that ships: it continues the small world fluently, in both languages, from the weights in the package."""
 
 import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import minitune
+from minitune.assets.tiny import make
 from minitune.assets.tiny.make import held_out_batches
 from minitune.jobs.load import TINY
 from minitune.sample import generate
@@ -21,9 +25,12 @@ def tiny() -> tuple:
 @pytest.mark.parametrize(
     ("prompt", "continued"),
     [
-        ("Tom has a red", " lamp. Tom plays in the shop. Mia holds a brown clock. Mia waits in the market.\n"),
-        ("小明有一个", "白色的球。小明在市场里等人。小明在公园里等人。小明在哪里？小明在公园里。"),
-        ("The opposite of big is", " small.\nWhat is the opposite of day? The opposite of day is night.\n"),
+        ("Tom has a red", " lamp. Tom plays in the kitchen. Leo has a grey pen. Leo plays in the park.\n"),
+        (
+            "小明有一个",
+            "蓝色的书包。\n小华拿着一个灰色的钟。\n小华有什么？小华有一个灰色的钟。\n",
+        ),
+        ("The opposite of big is", " small.\nWhich day comes after Monday? After Monday comes Tuesday.\n"),
     ],
 )
 def test_greedy_continuations_are_golden(tiny: tuple, prompt: str, continued: str) -> None:
@@ -45,3 +52,17 @@ def test_the_held_out_loss_is_the_recorded_one(tiny: tuple) -> None:
 def test_it_is_small() -> None:
     """Guards the promise that weights and tokenizer together stay under 6 MB."""
     assert sum((TINY / name).stat().st_size for name in ("model.safetensors", "tokenizer.model")) <= LARGEST_BYTES
+
+
+def test_all_stages_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the recorded way to the weights: each stage goes on from the last, and what is done is not done again."""
+    monkeypatch.setattr(make, "STAGES", tuple(replace(stage, documents=40) for stage in make.STAGES[:2]))
+    monkeypatch.setattr(make, "SETTINGS", (*make.SETTINGS, "--val", "4", "--max-steps", "2"))
+    assert make.make_model(TINY, tmp_path) == 0
+    lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [(1, 0), (1, 2), (2, 0), (2, 2)]
+    settings = tomllib.loads((tmp_path / "stage-2" / "config.toml").read_text(encoding="utf-8"))
+    assert settings["model"] == str(tmp_path / "stage-1")
+    weights = (tmp_path / "stage-2" / "model" / "model.safetensors").read_bytes()
+    assert make.make_model(TINY, tmp_path) == 0
+    assert (tmp_path / "stage-2" / "model" / "model.safetensors").read_bytes() == weights

@@ -1,7 +1,7 @@
 """The main job on what ships inside the package: a tiny base model learns to answer, and is measured before and after.
 
 The rows are instructions about the small world (``data/world``); those of the test are about combinations of people,
-things, places and numbers whose questions are never trained on (what the text may state: ``data/world/text.py``).
+things, places and numbers whose questions are never trained on (``data/world/scenes.py``).
 Tuning is ``jobs/sft.py``, measuring is ``jobs/evaluate.py``; nothing here is known to either.
 """
 
