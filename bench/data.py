@@ -21,7 +21,7 @@ from bench.measure import RESULTS, append, as_row, environment, summary
 from bench.recipes import material
 from bench.rows import ALPACA
 from bench.shapes import SHAPES, make_folder
-from bench.workers import Channel, Worker, WorkerDied, able, in_turns, serve
+from bench.workers import Channel, able, race_workers, serve
 
 CONTESTANTS = ("minitune", "trl", "trl 2 processes")
 
@@ -52,18 +52,9 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, folder: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     """Every contestant in turns; the first turn is not timed."""
-    workers: dict[str, Worker] = {}
     words = {"folder": folder, "rows": args.rows, "capacity": args.capacity}
-    try:
-        for name in able(args.contestants, "cpu"):
-            try:
-                workers[name] = Worker("bench.data", words | {"contestant": name}, args.threads)
-            except WorkerDied as died:
-                print(f"{name}: {died}")
-        found = in_turns(workers, 1 + args.rounds)
-    finally:
-        for worker in workers.values():
-            worker.close()
+    contestants = dict.fromkeys(able(args.contestants, "cpu"), words)
+    found = race_workers("bench.data", contestants, rounds=1 + args.rounds, threads=args.threads)
     lines = []
     for name, turns in found.items():
         timing = summary([1e3 * turn["seconds"] for turn in turns[1:]], turns[-1]["peak_bytes"])

@@ -22,7 +22,7 @@ import torch
 
 from bench.measure import CHECKOUT, RESULTS, Timing, append, as_row, environment, reset_process_peak, summary
 from bench.shapes import SHAPES, make_folder
-from bench.workers import Channel, Worker, WorkerDied, able, in_turns, peak_bytes, serve
+from bench.workers import Channel, able, peak_bytes, race_workers, serve
 
 CONTESTANTS = ("minitune", "transformers")
 STARTS = {
@@ -73,17 +73,8 @@ def starts(rounds: int, about: dict[str, Any]) -> list[dict[str, Any]]:
 
 def measure(shape: str, folder: Path, args: argparse.Namespace, about: dict[str, Any]) -> list[dict[str, Any]]:
     """Every contestant in turns; the first turn is not timed."""
-    workers: dict[str, Worker] = {}
-    try:
-        for name in able(args.contestants, "cpu"):
-            try:
-                workers[name] = Worker("bench.load", {"contestant": name, "folder": folder}, args.threads)
-            except WorkerDied as died:
-                print(f"{name}: {died}")
-        found = in_turns(workers, 1 + args.rounds)
-    finally:
-        for worker in workers.values():
-            worker.close()
+    contestants = {name: {"folder": folder} for name in able(args.contestants, "cpu")}
+    found = race_workers("bench.load", contestants, rounds=1 + args.rounds, threads=args.threads)
     lines = []
     for name, turns in found.items():
         for what in ("load", "save"):

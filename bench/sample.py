@@ -1,4 +1,5 @@
-"""Sampling: prompt and decoding, greedy, beside ``generate`` of ``transformers`` with a dynamic and a static cache.
+"""Sampling: prompt and decoding, greedy, beside llama.cpp, and ``generate`` of ``transformers`` with a dynamic and a
+static cache.
 
     python -m bench.sample [--shapes SmolLM2-135M] [--batches 1 8 32] [--prompt 128] [--tokens 64]
 
@@ -21,11 +22,11 @@ import torch
 from bench.measure import RESULTS, Ceilings, append, as_row, ceilings, environment, settle, summary
 from bench.recipes import material
 from bench.shapes import SHAPES, make_folder
-from bench.workers import Worker, WorkerDied, able, in_turns
+from bench.workers import able, race_workers
 from minitune.models.published import model_config
 from minitune.ops.costs import matrix_weights
 
-CONTESTANTS = ("minitune", "minitune int8", "transformers dynamic", "transformers static")
+CONTESTANTS = ("minitune", "minitune int8", "transformers dynamic", "transformers static", "llama.cpp")
 STORIES = "data/text/tinystories_1000.json"
 SAME = 8
 """Ids that must be the same; a random model's two best logits are close, and one day rounding decides."""
@@ -73,19 +74,10 @@ def measure(
     names: list[str], case: dict[str, Any], args: argparse.Namespace, folder: Path
 ) -> dict[str, list[dict[str, Any]]]:
     """One turn of every contestant to warm, then those that are timed."""
-    workers: dict[str, Worker] = {}
-    try:
-        for name in names:
-            words = {"contestant": name, "folder": folder, "device": args.device, "ops": args.ops}
-            words |= {"rows": case["batch"], "prompt": args.prompt, "tokens": args.tokens, "dtype": case["dtype"]}
-            try:
-                workers[name] = Worker("bench.sample_contestants", words, args.threads)
-            except WorkerDied as died:
-                print(f"{name}: {died}")
-        return in_turns(workers, 1 + args.rounds)
-    finally:
-        for worker in workers.values():
-            worker.close()
+    words = {"folder": folder, "device": args.device, "ops": args.ops, "dtype": case["dtype"]}
+    words |= {"rows": case["batch"], "prompt": args.prompt, "tokens": args.tokens}
+    contestants = dict.fromkeys(names, words)
+    return race_workers("bench.sample_contestants", contestants, rounds=1 + args.rounds, threads=args.threads)
 
 
 def step_bytes(shape: str, dtype: str, *, int8: bool) -> int:

@@ -19,7 +19,7 @@ import torch
 from bench.measure import RESULTS, Ceilings, append, as_row, ceilings, environment, settle, summary
 from bench.rows import Example, full_rows, real_rows, tokenizer_in, write_examples
 from bench.shapes import RANK, SHAPES, make_folder
-from bench.workers import Worker, WorkerDied, able, in_turns
+from bench.workers import able, race_workers
 from minitune.models.published import model_config
 from minitune.ops.costs import attention_pairs, step_flops, utilisation
 
@@ -82,27 +82,16 @@ def measure(
     names: list[str], case: dict[str, str], args: argparse.Namespace, folder: Path, rows: Path
 ) -> dict[str, list[dict[str, Any]]]:
     """The steps of every contestant: the first, which is compared, one more to warm, and those that are timed."""
-    workers: dict[str, Worker] = {}
-    found: dict[str, list[dict[str, Any]]] = {}
-    try:
-        for name in names:
-            packs = case["setting"] == "real" and name in ("minitune", "trl")
-            micro = args.micro or (args.fixed_rows if case["setting"] == "fixed" else 1 if packs else 8)
-            words = {"contestant": name, "folder": folder, "rows": rows, "micro": micro, "device": args.device}
-            words |= {"capacity": args.capacity, "ops": args.ops, "compile": int(args.compile)}
-            words |= {key: case[key] for key in ("method", "setting", "dtype")}
-            try:
-                workers[name] = Worker("bench.train_contestants", words, args.threads)
-            except WorkerDied as died:
-                print(f"{name}: {died}")
-                continue
-            if args.apart:
-                found |= in_turns({name: workers[name]}, 2 + args.rounds)
-                workers.pop(name).close()
-        return found or in_turns(workers, 2 + args.rounds)
-    finally:
-        for worker in workers.values():
-            worker.close()
+    shared = {"folder": folder, "rows": rows, "device": args.device, "capacity": args.capacity, "ops": args.ops}
+    shared |= {"compile": int(args.compile)} | {key: case[key] for key in ("method", "setting", "dtype")}
+    contestants = {}
+    for name in names:
+        packs = case["setting"] == "real" and name in ("minitune", "trl")
+        micro = args.micro or (args.fixed_rows if case["setting"] == "fixed" else 1 if packs else 8)
+        contestants[name] = shared | {"micro": micro}
+    return race_workers(
+        "bench.train_contestants", contestants, rounds=2 + args.rounds, threads=args.threads, apart=args.apart
+    )
 
 
 def report(

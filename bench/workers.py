@@ -28,6 +28,7 @@ class Peer:
     modules: tuple[str, ...]
     get: str
     gpu_only: bool = False
+    cpu_only: bool = False
 
     @property
     def missing(self) -> list[str]:
@@ -38,7 +39,7 @@ PEERS = {
     "transformers": Peer("transformers", ("transformers", "peft"), "pip install transformers peft"),
     "trl": Peer("trl", ("transformers", "peft", "trl", "datasets"), "pip install trl peft"),
     "liger": Peer("liger", ("transformers", "peft", "liger_kernel"), "pip install liger-kernel peft", gpu_only=True),
-    "llama.cpp": Peer("llama.cpp", ("llama_cpp", "gguf"), "pip install llama-cpp-python gguf"),
+    "llama.cpp": Peer("llama.cpp", ("llama_cpp", "gguf"), "pip install llama-cpp-python gguf", cpu_only=True),
 }
 
 
@@ -49,6 +50,8 @@ def able(wanted: Iterable[str], device: str) -> list[str]:
         peer = PEERS.get(name.partition(" ")[0])
         if peer is not None and peer.gpu_only and device != "cuda":
             print(f"{name}: left out, it needs a GPU")
+        elif peer is not None and peer.cpu_only and device != "cpu":
+            print(f"{name}: left out, it is timed on a CPU")
         elif peer is not None and peer.missing:
             print(f"{name}: left out, {' and '.join(peer.missing)} cannot be imported; {peer.get}")
         else:
@@ -145,6 +148,32 @@ def serve(channel: Channel, step: Callable[[], Mapping[str, Any]]) -> None:
 def peak_bytes() -> int:
     """The most memory so far: the GPU allocator's count, or the process's own."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else process_peak_bytes()
+
+
+def race_workers(
+    module: str, contestants: Mapping[str, Mapping[str, Any]], *, rounds: int, threads: int, apart: bool = False
+) -> dict[str, list[dict[str, Any]]]:
+    """What ``rounds`` turns of each contestant measured; ``contestants`` has the arguments of each one's worker.
+
+    All workers stay loaded and take turns; ``apart`` runs one after the other, where memory is short. A contestant
+    that dies is named and left out; every worker is closed.
+    """
+    if apart:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name, arguments in contestants.items():
+            found |= race_workers(module, {name: arguments}, rounds=rounds, threads=threads)
+        return found
+    workers: dict[str, Worker] = {}
+    try:
+        for name, arguments in contestants.items():
+            try:
+                workers[name] = Worker(module, {"contestant": name, **arguments}, threads)
+            except WorkerDied as died:
+                print(f"{name}: {died}")
+        return in_turns(workers, rounds)
+    finally:
+        for worker in workers.values():
+            worker.close()
 
 
 def in_turns(workers: Mapping[str, Worker], rounds: int) -> dict[str, list[dict[str, Any]]]:

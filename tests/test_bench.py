@@ -18,7 +18,7 @@ from bench.sample import perplexity, step_bytes
 from bench.shapes import SHAPES, make_folder
 from bench.tables import PAGE, SECTIONS, filled
 from bench.train import AGREE, report
-from bench.workers import Worker, WorkerDied, able
+from bench.workers import Worker, WorkerDied, able, race_workers
 from minitune.adapters.lora import adapted_layers
 from minitune.jobs.load import load
 from minitune.models.published import model_config
@@ -73,11 +73,14 @@ def test_a_bare_machine_says_what_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers.importlib.util, "find_spec", lambda module: None)
-    assert able(["minitune", "transformers", "trl", "liger"], "cpu") == ["minitune"]
+    assert able(["minitune", "transformers", "trl", "liger", "llama.cpp"], "cpu") == ["minitune"]
     said = capsys.readouterr().out
     assert "transformers: left out, transformers and peft cannot be imported; pip install transformers peft" in said
     assert "trl: left out" in said
     assert "liger: left out, it needs a GPU" in said
+    assert "llama.cpp: left out, llama_cpp and gguf cannot be imported; pip install llama-cpp-python gguf" in said
+    assert able(["minitune", "llama.cpp"], "cuda") == ["minitune"]
+    assert "llama.cpp: left out, it is timed on a CPU" in capsys.readouterr().out
 
 
 def test_who_is_wrong_is_not_timed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +115,44 @@ def test_bytes_of_a_step_are_those_of_the_weights_it_reads() -> None:
 def test_a_contestant_that_dies_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(WorkerDied, match="ended with 2"):
         Worker("bench.train_contestants", {"nothing": "of the kind"}, 1)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_who_dies_is_named_and_the_others_go_on(
+    apart: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards a race: a contestant that dies on its way in or in its turn costs nobody else's figures, and all are
+    closed; ``apart`` has never two loaded at once."""
+    loaded: list[str] = []
+    most = 0
+
+    class Fake:
+        def __init__(self, module: str, arguments: dict[str, Any], threads: int):
+            nonlocal most
+            self.name, self.turns = arguments["contestant"], 0
+            if self.name == "unborn":
+                raise WorkerDied("ended with 1")
+            loaded.append(self.name)
+            most = max(most, len(loaded))
+
+        def step(self) -> dict[str, Any]:
+            self.turns += 1
+            if self.name == "dies" and self.turns == 2:
+                raise WorkerDied("ended with -9")
+            return {"turn": self.turns}
+
+        def close(self) -> None:
+            if self.name in loaded:
+                loaded.remove(self.name)
+
+    monkeypatch.setattr(workers, "Worker", Fake)
+    names: dict[str, dict[str, Any]] = {"first": {}, "unborn": {}, "dies": {}, "last": {}}
+    found = race_workers("bench.sample_contestants", names, rounds=3, threads=1, apart=apart)
+    turns = [{"turn": 1}, {"turn": 2}, {"turn": 3}]
+    assert found == {"first": turns, "last": turns}
+    assert capsys.readouterr().out.splitlines() == ["unborn: ended with 1", "dies: ended with -9"]
+    assert not loaded
+    assert most == (1 if apart else 3)
 
 
 def test_training_and_sampling_without_peers(material: Path, tmp_path: Path) -> None:
@@ -150,6 +191,19 @@ def test_all_agree_with_the_references(material: Path, tmp_path: Path) -> None:
     words = ("--contestants", "minitune", "--rows", "300", "--rounds", "1", "--out", str(tmp_path / "data.jsonl"))
     lines = run("bench.data", *words)
     assert lines[0]["rows_per_s"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_llama_cpp_makes_the_same_tokens(dtype: str, material: Path, tmp_path: Path) -> None:
+    """The file that is written for it is the model, and its rows in a batch do not mix."""
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("gguf")
+    words = ("--shapes", "tiny", "--contestants", "minitune", "llama.cpp", "--rounds", "1", "--no-perplexity")
+    sizes = ("--batches", "1", "3", "--prompt", "20", "--tokens", "10", "--dtype", dtype, "--device", "cpu")
+    lines = run("bench.sample", *words, *sizes, "--out", str(tmp_path / "sample.jsonl"))
+    assert [line["contestant"] for line in lines] == ["minitune", "llama.cpp"] * 2
+    assert not [line for line in lines if "failed" in line]
 
 
 @pytest.mark.slow
