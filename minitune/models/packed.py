@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from minitune.models.base import LanguageModel
 from minitune.models.layers import replace_linear
 from minitune.models.linear import Linear
-from minitune.ops.product import onednn
 
 ROWS = 8
 """The order is made for products of so many rows; it does as well for one and for five hundred."""
@@ -38,13 +37,21 @@ class PackedLinear(nn.Module):
         return f"{self.in_features} -> {self.out_features}, packed, bias={self.bias is not None}"
 
 
+def available() -> bool:
+    """Whether this torch can keep weights in oneDNN's order; it is the faster one whatever the processor."""
+    ops = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    )
+
+
 @torch.no_grad()
 def pack(model: LanguageModel) -> int:
-    """Pack every linear layer of ``model``, the head too, where oneDNN multiplies float32; how many there were.
+    """Pack every linear layer of ``model``, the head too, where torch has oneDNN; how many there were.
 
     The embedding stays as it is, also where the head is tied to it, and so do layers with adapters. For inference only.
     """
     there = {weight.dtype for weight in model.parameters()} | {model.compute_dtype}
-    if there != {torch.float32} or model.embed.weight.device.type != "cpu" or not onednn():
+    if there != {torch.float32} or model.embed.weight.device.type != "cpu" or not available():
         return 0
     return replace_linear(model, PackedLinear)

@@ -6,10 +6,9 @@ import torch
 import minitune
 from minitune.jobs.load import load
 from minitune.models.linear import Linear
-from minitune.models.packed import PackedLinear, pack
-from minitune.ops.product import onednn
+from minitune.models.packed import PackedLinear, available, pack
 
-needs_onednn = pytest.mark.skipif(not onednn(), reason="this processor's products stay with MKL")
+needs_onednn = pytest.mark.skipif(not available(), reason="this torch has no oneDNN")
 
 
 @needs_onednn
