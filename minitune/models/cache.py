@@ -178,7 +178,7 @@ class KVCache:
         return CachePlan(positions=positions, offset=offset, rows=tuple(rows), spans=spans)
 
     def static_plan(self, positions: Tensor, places: Tensor, keys: int) -> StaticPlan:
-        """The plan of one token for every row, told by tensors ``(B,)``: the token's position, and the place of its key.
+        """The plan of one token for every row, by tensors ``(B,)``: the token's position, and the place of its key.
 
         The first ``keys`` places are read, of which a row sees those up to its position. Nothing is checked against
         ``lengths``. Raises ValueError where a layer has a window, whose places move.

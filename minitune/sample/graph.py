@@ -1,7 +1,7 @@
 """The decode step of slots as one CUDA graph.
 
-The ordinary step (slots.py) knows by Python's numbers how long every row is, and starts some hundreds of small kernels a
-token one after another; a GPU has done each before the next is started. Here all that changes from token to token lies
+The ordinary step (slots.py) knows by Python's numbers how long every row is, and starts some hundreds of small kernels
+one after another; a GPU is through with each before the next is started. Here all that changes from token to token lies
 in tensors on the device,
 
     ids, positions, places (B,)   ->   embedding, blocks, head   ->   logits (B, V), the largest of each row, and its id
@@ -31,7 +31,7 @@ from minitune.models import LanguageModel
 from minitune.models.cache import KVCache
 
 LEAST_KEYS = 256
-"""Places that attention is given at least; from so many on the kernel for decoding splits them (``minitune_kernels``)."""
+"""Places that attention is given at least; from so many on the kernel for decoding shares them out to programs."""
 WORTH_CAPTURING = 16
 """A capture takes the time of some ordinary steps; it is made where at least so many are likely to follow."""
 WARM_UPS = 2

@@ -75,8 +75,8 @@ class _Text:
 class Slots:
     """``rows`` texts at a time through one model; ``positions`` allocates room at once, which else grows as needed.
 
-    ``graph``: whether a token for each text is one CUDA graph (graph.py); by itself on a GPU, where the model allows it.
-    Its weights must then stay where they are. Raises ConfigError for ``True`` where it does not.
+    ``graph``: whether a token for each text is one CUDA graph (graph.py); by itself on a GPU, where the model allows
+    it. Its weights must then stay where they are. Raises ConfigError for ``True`` where it does not.
     """
 
     def __init__(
