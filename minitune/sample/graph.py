@@ -146,7 +146,10 @@ def capture_on(device: torch.device) -> Capture:
 
 
 def cuda_capture(device: torch.device) -> Capture:
-    """Records CUDA graphs that share their memory: one may run at a time, and its results be read before the next."""
+    """Records CUDA graphs that share their memory, so that one may run at a time; one capture at a time in a process.
+
+    Raises what the work or CUDA raises, and leaves torch as it was.
+    """
     pool = torch.cuda.graph_pool_handle()
 
     def capture(work: Callable[[], None]) -> Callable[[], None]:
