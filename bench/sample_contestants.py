@@ -18,16 +18,17 @@ def prompts(rows: int, length: int, vocabulary: int) -> torch.Tensor:
 
 
 def minitune(args: argparse.Namespace, channel: Channel) -> None:
-    """The slots that ``minitune generate`` steps."""
+    """The slots that ``minitune generate`` steps; they stay, as those of a server or a conversation do."""
     from minitune.jobs.load import load
     from minitune.sample import SamplerSettings, Slots
 
     kept = "int8" if "int8" in args.contestant else "none"
     model, _ = load(args.folder, device=args.device, dtype=args.dtype, ops=args.ops, quantise=kept, packed=True)
     ids = prompts(args.rows, args.prompt, model.config.vocab_size).tolist()
+    slots = Slots(model, args.rows, positions=args.prompt + args.tokens, graph="graph" in args.contestant)
 
     def step() -> dict[str, Any]:
-        slots = Slots(model, args.rows, positions=args.prompt + args.tokens)
+        slots.forget()
         for row in ids:
             slots.add(row, SamplerSettings(max_tokens=args.tokens), stop_ids=())
         start, first, made = time.perf_counter(), 0.0, []

@@ -184,7 +184,7 @@ def test_all_agree_with_the_references(material: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "sample.jsonl")
     words = ("--shapes", "tiny", "--batches", "1", "3", "--rounds", "1", "--prompt", "20", "--tokens", "10")
     lines = run("bench.sample", *words, "--no-perplexity", "--out", out)
-    assert len(lines) == 8
+    assert len(lines) == (10 if torch.cuda.is_available() else 8)  # on a GPU without graphs too
     assert not [line for line in lines if "failed" in line]
     lines = run("bench.load", "--shapes", "tiny", "--rounds", "1", "--out", str(tmp_path / "load.jsonl"))
     assert {line["contestant"] for line in lines if "contestant" in line} == {"minitune", "transformers"}

@@ -41,6 +41,18 @@ class CachePlan(AttentionPlan):
     spans: tuple[Span, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class StaticPlan(AttentionPlan):
+    """The plan of one token for every row of a cache, of which the host knows nothing but ``keys``.
+
+    places   (B,) int64: where the key of each row goes; which keys a row sees, ``offset (B,)`` says
+    keys     how many places of every row attention is given
+    """
+
+    places: Tensor
+    keys: int
+
+
 class Buffer:
     """Keys and values ``(L, B, S, K, D)`` of all layers that have the same window."""
 
@@ -78,6 +90,15 @@ class Buffer:
                 place = torch.tensor(span.at, device=k.device)[:, None] + torch.arange(T, device=k.device)  # (B, T)
                 buffer[row, place] = new
         return self.k[layer][which, span.first : span.last], self.v[layer][which, span.first : span.last]
+
+    def put(self, layer: int, k: Tensor, v: Tensor, plan: StaticPlan) -> tuple[Tensor, Tensor]:
+        """Write one token ``k, v (B, 1, K, D)`` a row of one layer; return what is read, ``(B, keys, K, D)``."""
+        place = plan.places[:, None, None, None].expand_as(k)
+        found = []
+        for buffer, new in ((self.k[layer], k), (self.v[layer], v)):
+            buffer.scatter_(1, place, new)
+            found.append(buffer[:, : plan.keys])
+        return found[0], found[1]
 
     def holds(self, row: int, length: int) -> bool:
         """Whether the row still has every key that the token behind its first ``length`` may see."""
@@ -156,8 +177,20 @@ class KVCache:
         spans = tuple(buffer.span(rows, lengths, positions) for buffer in self.buffers)
         return CachePlan(positions=positions, offset=offset, rows=tuple(rows), spans=spans)
 
+    def static_plan(self, positions: Tensor, places: Tensor, keys: int) -> StaticPlan:
+        """The plan of one token for every row, by tensors ``(B,)``: the token's position, and the place of its key.
+
+        The first ``keys`` places are read, of which a row sees those up to its position. Nothing is checked against
+        ``lengths``. Raises ValueError where a layer has a window, whose places move.
+        """
+        if self._windows != [None]:
+            raise ValueError("a layer with a window has no fixed place for a position; use cache.plan(tokens)")
+        return StaticPlan(positions=positions[:, None], offset=positions, places=places, keys=keys)
+
     def update(self, layer: int, k: Tensor, v: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor, AttentionPlan]:
         """Write ``k, v (B, T, K, D)`` of one layer; return the keys and values to attend to, and who sees which."""
+        if isinstance(plan, StaticPlan):
+            return *self.buffers[0].put(layer, k, v, plan), plan
         if not isinstance(plan, CachePlan):
             raise ValueError(
                 "a call with a cache needs a plan of that cache; leave plan out, or pass cache.plan(tokens)"

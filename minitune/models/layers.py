@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from minitune.config import ModelConfig
 from minitune.models.linear import Linear
 from minitune.ops import Ops, pick_frequencies, rope_frequencies, rope_tables
+from minitune.ops.precision import wide
 
 
 class Embedding(nn.Module):
@@ -95,11 +96,24 @@ class Rotary:
         # longrope has other frequencies for a batch with a text beyond the positions of the pretraining.
         self.long = frequencies(2**31) if scaling and scaling.kind == "longrope" else None
         self.factor = scaling.table_factor if scaling else 1.0
+        self._there: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = {}
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """``cos, sin (B, T, pairs)`` for ``positions (B, T)``."""
-        if self.long is None or self.scaling is None:
-            return rope_tables(positions, self.short, self.dtype, self.factor)
+        short, long = self._on(positions.device)
+        if long is None or self.scaling is None:
+            return rope_tables(positions, short, self.dtype, self.factor)
         above = self.scaling.original_max_positions or 0
-        inv_freq = pick_frequencies(positions, self.short, self.long, self.dtype, above=above)
+        inv_freq = pick_frequencies(positions, short, long, self.dtype, above=above)
         return rope_tables(positions, inv_freq, self.dtype, self.factor)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """The frequencies on ``device``, copied once: a copy in every call waits for the device, and no CUDA graph can
+        hold one."""
+        kind = wide(self.dtype)
+        if (device, kind) not in self._there:
+            with torch.inference_mode(False):  # what is copied while sampling may be used by a training step
+                short, long = (None if f is None else f.to(kind).to(device) for f in (self.short, self.long))
+            assert short is not None
+            self._there[device, kind] = short, long
+        return self._there[device, kind]

@@ -4,6 +4,7 @@
     filters.py    a distribution, and what each setting does to it
     noise.py      the one random number of a step, from the seed and the step alone
     slots.py      step(): many texts at once, each with its own length, settings and seed
+    graph.py      on a GPU: a token for each text as one CUDA graph
     stops.py      stop strings in a stream
     texts.py      prompts in, text out: generate, generate_batch
     beam.py       beam search

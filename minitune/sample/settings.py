@@ -58,6 +58,11 @@ class SamplerSettings:
         """Whether the likeliest token is taken, so that nothing is drawn."""
         return self.temperature == 0
 
+    @property
+    def plain(self) -> bool:
+        """Whether the largest logit is all that is asked of a step."""
+        return self.greedy and self.repetition_penalty == 1 and self.logprobs is None
+
 
 _RANGES = {
     "max_tokens": (1, 2**31 - 1),

@@ -14,6 +14,7 @@ conversation), and one that begins like another slot's text gets a copy (several
 opening).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,7 @@ from minitune.errors import ConfigError
 from minitune.models import LanguageModel
 from minitune.models.cache import KVCache
 from minitune.sample.filters import choose
+from minitune.sample.graph import DecodeGraph, decode_graph
 from minitune.sample.noise import uniform
 from minitune.sample.settings import SamplerSettings, checked_seed
 
@@ -71,9 +73,13 @@ class _Text:
 
 
 class Slots:
-    """``rows`` texts at a time through one model; ``positions`` allocates room at once, which else grows as needed."""
+    """``rows`` texts at a time through one model; ``positions`` allocates room at once, which else grows as needed.
 
-    def __init__(self, model: LanguageModel, rows: int, *, positions: int = 0, chunk: int = CHUNK):
+    ``graph``: whether a token for each text is one CUDA graph (graph.py), while the weights stay where they are; only
+    where asked for, until it has been measured on a GPU. Raises ConfigError where the model does not allow it.
+    """
+
+    def __init__(self, model: LanguageModel, rows: int, *, positions: int = 0, chunk: int = CHUNK, graph: bool = False):
         if rows < 1:
             raise ConfigError(f"the number of texts at a time is {rows}; it must be at least 1")
         self.model = model
@@ -88,6 +94,7 @@ class Slots:
             dtype=model.compute_dtype,
             chunk=self._chunk,
         )
+        self._graph = decode_graph(model, self.cache, graph)
         self._texts: dict[int, _Text] = {}  # in the order they came
         self._held: list[list[int]] = [[] for _ in range(rows)]  # ids of each row; the cache's length says how many
 
@@ -132,6 +139,7 @@ class Slots:
         if need > self.cache.capacity:
             with torch.inference_mode():
                 self.cache.reserve(min(self.limit, max(need, 2 * self.cache.capacity)))
+                self._graph = self._graph and DecodeGraph(self.model, self.cache)
         self.cache.cut(slot, self._shared(slot, ids))
         seen = None
         if settings.repetition_penalty != 1:
@@ -157,10 +165,9 @@ class Slots:
         """Feed every text what comes next, and return the tokens that were made; texts that ended have left."""
         prompts = self._prompts()
         ready = [slot for slot in sorted(self._texts) if self._pending(slot) == 1]
-        events = []
-        for slots in (prompts, ready):
-            if slots:
-                events += self._advance(slots)
+        events = self._advance(prompts) if prompts else []
+        if ready:
+            events += self._advance_by_graph(ready) or self._advance(ready)
         return events
 
     def _pending(self, slot: int) -> int:
@@ -217,6 +224,22 @@ class Slots:
             return []
         last = hidden[complete, [counts[row] - 1 for row in complete]]  # (B, C)
         return self._choose([slots[row] for row in complete], self.model.logits(last))
+
+    def _advance_by_graph(self, slots: list[int]) -> list[Event] | None:
+        """``_advance`` by one token of each slot through the graph; None where it does not serve."""
+        if self._graph is None or self.model.training:
+            return None
+        texts = [self._texts[slot] for slot in slots]
+        left = max(text.settings.max_tokens - text.made for text in texts)
+        made = self._graph.step({slot: text.ids[-1] for slot, text in zip(slots, texts, strict=True)}, left)
+        if made is None:
+            self._graph = None if self._graph.failed else self._graph
+            return None
+        logits, largest, ids = made
+        self.cache.advance(1, slots)
+        if all(text.settings.plain for text in texts) and all(math.isfinite(largest[slot]) for slot in slots):
+            return [self._event(slot, ids[slot]) for slot in slots]
+        return self._choose(slots, logits if len(slots) == len(logits) else logits[slots])
 
     def _choose(self, slots: list[int], logits: Tensor) -> list[Event]:
         """The next token of each slot from its ``logits (B, V)``, and whether it is the last."""

@@ -88,17 +88,18 @@ def generate(
     seed: int = 0,
     stop_ids: Sequence[int] | None = None,
     slots: Slots | None = None,
+    graph: bool = False,
     **changes: Any,
 ) -> Generator[Piece, None, None]:
     """Continue ``prompt`` and yield the text as it comes, never half a character.
 
     ``changes`` are fields of SamplerSettings: ``max_tokens=64, temperature=0.8, stop=("###",)``. ``slots`` of an
-    earlier call may be given again; what they still hold of the prompt is not computed again.
+    earlier call may be given again; what they still hold of the prompt is not computed again. ``graph`` as of Slots.
     """
     settings = _settings(settings, changes)
     ids = prompt_ids(tokenizer, prompt)
     with _evaluating(model):
-        slots = slots or Slots(model, 1, positions=len(ids) + settings.max_tokens)
+        slots = slots or Slots(model, 1, positions=len(ids) + settings.max_tokens, graph=graph)
         slot = slots.add(ids, settings, seed=seed, stop_ids=stop_ids)
         reader = Reader(tokenizer, ids, settings.stop)
         try:
@@ -123,16 +124,25 @@ def generate_batch(
     n: int = 1,
     batch_size: int = 8,
     stop_ids: Sequence[int] | None = None,
+    graph: bool = False,
     **changes: Any,
 ) -> list[Completion]:
     """Continue every prompt, ``batch_size`` at a time; the results stand in the order of the prompts.
 
     Each prompt has ``n`` samples, with the seeds ``seed, seed + 1, ...``: what each alone would give. ``changes`` are
-    fields of SamplerSettings.
+    fields of SamplerSettings; ``graph`` as of Slots.
     """
     settings = _settings(settings, changes)
     done = complete(
-        model, tokenizer, prompts, settings=settings, seed=seed, n=n, batch_size=batch_size, stop_ids=stop_ids
+        model,
+        tokenizer,
+        prompts,
+        settings=settings,
+        seed=seed,
+        n=n,
+        batch_size=batch_size,
+        stop_ids=stop_ids,
+        graph=graph,
     )
     return sorted(done, key=lambda completion: (completion.prompt, completion.seed))
 
@@ -147,6 +157,7 @@ def complete(
     n: int = 1,
     batch_size: int = 8,
     stop_ids: Sequence[int] | None = None,
+    graph: bool = False,
 ) -> Iterator[Completion]:
     """``generate_batch`` as completions end, whichever is first; a prompt is only taken when a slot is free for it."""
     if n < 1:
@@ -154,7 +165,7 @@ def complete(
     jobs = ((number, ids, seed + j) for number, ids in _numbered(tokenizer, prompts) for j in range(n))
     under_way: dict[int, tuple[Reader, int, int, list[Piece]]] = {}
     with _evaluating(model):
-        slots = Slots(model, batch_size)
+        slots = Slots(model, batch_size, graph=graph)
         job = next(jobs, None)
         while job is not None or slots.busy:
             while job is not None and slots.free:
@@ -179,12 +190,16 @@ def generate_ids(
     *,
     seed: int = 0,
     stop_ids: Sequence[int] | None = None,
+    graph: bool = False,
     **changes: Any,
 ) -> Iterator[tuple[int, Finish | None]]:
-    """Yield ``(id, finish)`` after the ids of ``prompt``; a stop id (the model's own by itself) is yielded last."""
+    """Yield ``(id, finish)`` after the ids of ``prompt``; a stop id (the model's own by itself) is yielded last.
+
+    ``changes`` are fields of SamplerSettings; ``graph`` as of Slots.
+    """
     settings = _settings(None, changes)
     with _evaluating(model):
-        slots = Slots(model, 1, positions=len(prompt) + settings.max_tokens)
+        slots = Slots(model, 1, positions=len(prompt) + settings.max_tokens, graph=graph)
         slots.add(prompt, settings, seed=seed, stop_ids=stop_ids)
         while slots.busy:
             for event in slots.step():
