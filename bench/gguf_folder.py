@@ -33,8 +33,9 @@ def write_gguf(folder: Path, file: Path) -> None:
     config, _ = read_config(folder)
     if config.family not in ARCHITECTURES:
         raise ValueError(f"{folder}: is of the family {config.family!r}; GGUF is written of {', '.join(ARCHITECTURES)}")
-    if (config.rope_scaling is not None and config.rope_scaling.kind != "llama3") or any(config.windows):
-        raise ValueError(f"{folder}: GGUF is written without sliding windows, and with no rope scaling but llama3")
+    scaling = config.rope_scaling
+    if any(config.windows) or (scaling is not None and (config.family, scaling.kind) != ("llama", "llama3")):
+        raise ValueError(f"{folder}: GGUF is written of no sliding windows and no rope scaling but Llama's llama3")
     part = file.with_name(f".{file.name}.part")
     writer = GGUFWriter(part, MODEL_ARCH_NAMES[ARCHITECTURES[config.family]])
     _say_shape(writer, config)

@@ -14,6 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 gguf = pytest.importorskip("gguf")
 from bench.gguf_folder import write_gguf  # noqa: E402
+from minitune.checkpoint import load_checkpoint  # noqa: E402
 
 C, F, L, H, K, D, V = 24, 40, 2, 4, 2, 8, 50
 SHAPE = {
@@ -134,10 +135,30 @@ def test_the_file_says_what_the_model_is(tmp_path: Path) -> None:
     assert not torch.equal(plain, scaled)
 
 
+@pytest.mark.parametrize("raw", [LLAMA, QWEN2], ids=["llama", "qwen2"])
+def test_llama_cpp_reads_the_same_model(raw: dict[str, Any], tmp_path: Path) -> None:
+    """Guards the meaning of what is written: logits of a text far longer than the scaling's original 64 positions.
+
+    They are up to 25 and 1e-3 apart by rounding; q and k in the published order, or plain frequencies, make it 30.
+    """
+    llama = pytest.importorskip("llama_cpp")
+    published(raw, tmp_path / "model", torch.float32)
+    write_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    ids = torch.randint(0, V, (1, 200), generator=torch.Generator().manual_seed(1))
+    model = load_checkpoint(tmp_path / "model").model
+    with torch.inference_mode():
+        wanted = model.logits(model(ids))[0]
+    file = str(tmp_path / "model.gguf")
+    theirs = llama.Llama(file, n_ctx=256, logits_all=True, n_threads=1, type_k=0, type_v=0, verbose=False)
+    theirs.eval(ids[0].tolist())
+    torch.testing.assert_close(torch.from_numpy(theirs.scores[:200]), wanted, atol=1e-2, rtol=0)
+    theirs.close()
+
+
 def test_what_is_not_written_is_refused(tmp_path: Path) -> None:
     yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
     published(LLAMA | {"rope_scaling": yarn}, tmp_path / "yarn", torch.float32)
-    with pytest.raises(ValueError, match="no rope scaling but llama3"):
+    with pytest.raises(ValueError, match="no rope scaling but Llama's llama3"):
         write_gguf(tmp_path / "yarn", tmp_path / "yarn.gguf")
     mistral = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "rope_scaling": None}
     published(LLAMA | mistral, tmp_path / "mistral", torch.float32)
