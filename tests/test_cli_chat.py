@@ -88,7 +88,7 @@ def test_retry_is_another_answer_to_the_same_turn(talk: Any, any_turns: None) ->
 
 
 def test_the_system_message_is_rendered_and_can_go(talk: Any, any_turns: None) -> None:
-    ask, tell, greedy = "小明有什么？", "小明有一个红色的球。", ("--temperature", "0")
+    ask, tell, greedy = "小明在哪里？", "小明在花园里。小红在学校里。", ("--temperature", "0")
     plain, _ = talk(ask, flags=greedy)
     told, _ = talk(f"/system {tell}", ask, flags=greedy)
     assert told[0] == {"role": "system", "content": tell}
