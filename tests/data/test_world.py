@@ -1,5 +1,6 @@
 """The small world: the same for a seed, its answers right, its held-out combinations never in what is trained on."""
 
+import functools
 import random
 import re
 
@@ -77,6 +78,13 @@ STATEMENTS = {
 """How the text says who has what, who is where and what has which colour, written down again by itself."""
 
 
+@functools.cache
+def much_text() -> list[str]:
+    """Documents of all kinds, bare lists and pairs, and rows for training."""
+    rows = (f"{task.input}\n{task.output}" for task in tasks(12_000, seed=0))
+    return [*documents(16_000, seed=9), *documents(4000, seed=8, shares={"copying": 1, "pairs": 1}), *rows]
+
+
 @pytest.mark.parametrize("words", [ENGLISH, CHINESE], ids=lambda words: words.name)
 @pytest.mark.parametrize("kind", ["has", "at", "colour"])
 def test_held_out_combinations_stand_in_no_text(words: Words, kind: str) -> None:
@@ -86,9 +94,8 @@ def test_held_out_combinations_stand_in_no_text(words: Words, kind: str) -> None
     pattern = re.compile(STATEMENTS[words.name][kind].format(**alternatives))
     slots = {"has": "pt", "at": "pl", "colour": "tc"}[kind]
     every = {(a, b) for a in names[slots[0]] for b in names[slots[1]]}
-    rows = (f"{task.input}\n{task.output}" for task in tasks(12_000, seed=0))
     stated = set()
-    for text in (*documents(16_000, seed=9), *documents(4000, seed=8, shares={"copying": 1, "pairs": 1}), *rows):
+    for text in much_text():
         for match in pattern.finditer(text):
             found = {slot[0]: word for slot, word in match.groupdict().items() if word}
             stated.add((found[slots[0]], found[slots[1]]))
