@@ -38,7 +38,7 @@ class PackedLinear(nn.Module):
 
 
 def available() -> bool:
-    """Whether this torch can keep weights in oneDNN's order: faster than MKL on AMD's processors, all that were tried."""
+    """Whether this torch can keep weights in oneDNN's order: faster than MKL on the AMD processors tried."""
     ops = torch.ops.mkldnn
     return torch.backends.mkldnn.is_available() and all(
         hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
