@@ -25,12 +25,19 @@ def tiny() -> tuple:
 @pytest.mark.parametrize(
     ("prompt", "continued"),
     [
-        ("Tom has a red", " lamp. Tom plays in the kitchen. Leo has a grey pen. Leo plays in the park.\n"),
+        (
+            "Tom has a red",
+            " rope.\nLeo has a pink rope.\nWhat does Leo have? Leo has a pink rope.\n"
+            "What does Tom have? Tom has a red rope.",
+        ),
         (
             "小明有一个",
-            "蓝色的书包。\n小华拿着一个灰色的钟。\n小华有什么？小华有一个灰色的钟。\n",
+            "绿色的盒子。小明在公园里等人。小明有什么？小明有一个绿色的盒子。小明在什么地方？小明在公园里。",
         ),
-        ("The opposite of big is", " small.\nWhich day comes after Monday? After Monday comes Tuesday.\n"),
+        (
+            "The opposite of big is",
+            " small.\nWhat is the opposite of small? The opposite of small is big.\n",
+        ),
     ],
 )
 def test_greedy_continuations_are_golden(tiny: tuple, prompt: str, continued: str) -> None:
@@ -58,11 +65,11 @@ def test_all_stages_by_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Guards the recorded way to the weights: each stage goes on from the last, and what is done is not done again."""
     monkeypatch.setattr(make, "STAGES", tuple(replace(stage, documents=40) for stage in make.STAGES[:2]))
     monkeypatch.setattr(make, "SETTINGS", (*make.SETTINGS, "--val", "4", "--max-steps", "2"))
-    assert make.make_model(TINY, tmp_path) == 0
+    assert make.make_model(tmp_path) == 0
     lines = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [(1, 0), (1, 2), (2, 0), (2, 2)]
     settings = tomllib.loads((tmp_path / "stage-2" / "config.toml").read_text(encoding="utf-8"))
     assert settings["model"] == str(tmp_path / "stage-1")
     weights = (tmp_path / "stage-2" / "model" / "model.safetensors").read_bytes()
-    assert make.make_model(TINY, tmp_path) == 0
+    assert make.make_model(tmp_path) == 0
     assert (tmp_path / "stage-2" / "model" / "model.safetensors").read_bytes() == weights

@@ -195,6 +195,9 @@ class PretrainConfig(RunConfig):
     """Folder or file of the tokenizer of a new model; used with --shape."""
     init_std: float = 0.02
     """Standard deviation of the random weights of a new model."""
+    init: Literal["normal", "mimetic"] = "normal"
+    """Weights of a new model: normal draws each; mimetic starts every query as its key, so that like attends to like
+    and looking up is learned from less text (arXiv 2305.09828)."""
     method: Literal["lora", "full"] = "full"
     """full trains every weight; lora, with --model, small matrices beside the frozen weights."""
     on_long: Literal["split", "error", "drop"] = "split"

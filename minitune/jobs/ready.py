@@ -190,7 +190,7 @@ def _new(config: PretrainConfig, ops: Ops, device: torch.device, compute: torch.
     model = model.to_empty(device="cpu")
     model.tie()
     with torch.no_grad():
-        model.initialize(seed=config.seed, std=config.init_std)
+        model.initialize(seed=config.seed, std=config.init_std, mimetic=config.init == "mimetic")
     if tokenizer.eos_id is not None:
         model.stop_ids = (tokenizer.eos_id,)
     return Base(model.to(device), tokenizer, None, tokenizer_path)

@@ -99,10 +99,15 @@ class LanguageModel(nn.Module, ABC):
         self.tie()
 
     @torch.no_grad()
-    def initialize(self, seed: int, std: float = 0.02) -> None:
+    def initialize(self, seed: int, std: float = 0.02, *, mimetic: bool = False) -> None:
         """Fill with fresh weights: normal(0, std), with the two projections that end in the residual stream scaled
         by 1 / sqrt(2 L), so that its variance does not grow with depth (Radford et al., GPT-2, section 2.3); norms 1,
-        biases 0. The same on every device."""
+        biases 0. The same on every device.
+
+        ``mimetic``: every query head starts as its key head, entries normal(0, 1 / sqrt(C)), so that W_q^T W_k is a
+        multiple of the identity on average and like attends to like, as in trained models (after Trockman & Kolter,
+        arXiv 2305.09828, who also set values and output: ``docs/decisions.md``).
+        """
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.ndim == 1:
@@ -110,3 +115,11 @@ class LanguageModel(nn.Module, ABC):
                 continue
             scale = 1.0 / math.sqrt(2 * self.config.num_layers) if "o_proj" in name or "down_proj" in name else 1.0
             weight.copy_(torch.randn(weight.shape, generator=generator) * (std * scale))  # EMB-3, RES-5
+        if mimetic:
+            weights = dict(self.named_parameters())
+            for name in [name for name in weights if name.endswith("q_proj.weight")]:
+                query, key = weights[name], weights[name.replace("q_proj", "k_proj")]
+                key.div_(std * math.sqrt(key.shape[1]))
+                heads = key.view(self.config.num_kv_heads, -1, key.shape[1])
+                group = self.config.num_heads // self.config.num_kv_heads
+                query.copy_(heads.repeat_interleave(group, dim=0).view_as(query))

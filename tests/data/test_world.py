@@ -82,7 +82,8 @@ STATEMENTS = {
 def much_text() -> list[str]:
     """Documents of all kinds, bare lists and pairs, and rows for training."""
     rows = (f"{task.input}\n{task.output}" for task in tasks(12_000, seed=0))
-    return [*documents(16_000, seed=9), *documents(4000, seed=8, shares={"copying": 1, "pairs": 1}), *rows]
+    bare = documents(8000, seed=8, shares={"copying": 1, "pairs": 1, "gaps": 1, "neighbours": 1})
+    return [*documents(16_000, seed=9), *bare, *rows]
 
 
 @pytest.mark.parametrize("words", [ENGLISH, CHINESE], ids=lambda words: words.name)

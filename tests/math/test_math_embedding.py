@@ -65,3 +65,20 @@ def test_fresh_weights_are_normal() -> None:
     again: LanguageModel = Decoder(small_config(vocab_size=4000, hidden_size=50, head_dim=4))
     again.initialize(seed=3)
     assert torch.equal(again.embed.weight, model.embed.weight)
+
+
+def test_mimetic_weights_let_like_attend_to_like() -> None:
+    """A query head starts as the key head of its group, so that W_q^T W_k is d / C times the identity on average."""
+    config = small_config(hidden_size=64, num_heads=4, num_kv_heads=2, head_dim=16)
+    C, d = config.hidden_size, config.head_dim
+    plain, model = Decoder(config), Decoder(config)
+    plain.initialize(seed=3)
+    model.initialize(seed=3, mimetic=True)
+    for block, other in zip(model.blocks, plain.blocks, strict=True):
+        q = block.attention.q_proj.weight.detach().double().view(4, d, C)
+        k = block.attention.k_proj.weight.detach().double().view(2, d, C)
+        assert torch.equal(q, k[[0, 0, 1, 1]])
+        product = torch.einsum("hdc,hde->ce", q[::2], k) / 2
+        assert abs(float(product.diagonal().mean()) / (d / C) - 1) < 0.15
+        assert abs(float((product - torch.diag(product.diagonal())).mean())) < 0.01
+        assert torch.equal(block.attention.v_proj.weight, other.attention.v_proj.weight), "all else is as it was"

@@ -2,7 +2,7 @@
 
     python -m minitune.assets.tiny.make tokenizer                   the sentencepiece model
     python -m minitune.assets.tiny.make rows                        rows.jsonl, instructions to tune the model with
-    python -m minitune.assets.tiny.make model --start DIR --out DIR the weights, from those of stage 0, in half an hour
+    python -m minitune.assets.tiny.make model --out DIR             the weights, from random ones, stage after stage
     python -m minitune.assets.tiny.make text --out FILE             documents for minitune pretrain
     python -m minitune.assets.tiny.make measure [--model MODEL]     the loss on text that is never trained on
 
@@ -143,63 +143,72 @@ def write_documents(path: Path, count: int, seed: int, shares: Mapping[str, floa
 @dataclass(frozen=True)
 class Stage:
     """One run of ``minitune pretrain``: which documents (all kinds as in the world's text where none are named), how
-    many and of which seed, and the peak learning rate."""
+    many and of which seed, the peak learning rate, and rows of 512 tokens a step."""
 
     documents: int
     seed: int
     lr: float
     shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
+    rows: int = 1
+
+    @property
+    def settings(self) -> list[str]:
+        """Small steps stay at their rate, to learn to look up; larger ones fall to zero, to settle."""
+        schedule = "constant" if self.rows == 1 else "cosine"
+        return ["--lr", str(self.lr), "--batch-size", str(self.rows), "--schedule", schedule]
 
 
+# To look up is learned from documents that ask for nothing else, from a word and the next one to whole sentences; then
+# all kinds of documents, and what is weak. Each stage needs what the one before has learned (docs/decisions.md).
 STAGES = (
-    # To look up is learned from documents that ask for nothing else, then from all kinds, then from what is weak.
-    Stage(20_000, 601, 2.5e-3, {"copying": 35, "pairs": 45, "asked": 20}),
-    Stage(40_000, 602, 2.2e-3),
+    Stage(34_000, 701, 2e-3, {"cycling": 40, "neighbours": 60}),
+    Stage(26_000, 702, 2e-3, {"gaps": 80, "neighbours": 20}),
     Stage(
-        17_000, 603, 1.5e-3,
-        {"asked": 10, "drill": 14, "comparing": 5, "holding": 18, "owning": 6, "moving": 4, "listing": 8,
-         "odd_one": 10, "ranging": 16, "facts": 6, "story": 3},
+        30_000, 703, 2e-3,
+        {"asked": 30, "pairs": 12, "gaps": 8, "drill": 18, "holding": 12, "owning": 12, "comparing": 4, "moving": 4},
+    ),
+    Stage(16_000, 704, 2e-3, {"phrases": 60, "gaps": 8, "asked": 20, "pairs": 12}),
+    Stage(
+        50_000, 705, 2e-3,
+        {"phrases": 4, "asked": 18, "pairs": 4, "drill": 20, "holding": 10, "owning": 12, "comparing": 8, "ordering": 2,
+         "moving": 5, "listing": 9, "odd_one": 7, "ranging": 10, "facts": 7, "story": 3},
+        rows=4,
     ),
     Stage(
-        16_000, 604, 2e-3,
-        {"asked": 28, "drill": 30, "comparing": 12, "holding": 10, "owning": 6, "listing": 4, "odd_one": 4,
-         "ranging": 4, "facts": 2},
+        21_000, 706, 1.5e-3,
+        {"listing": 21, "odd_one": 17, "ranging": 18, "facts": 16, "drill": 9, "asked": 6, "owning": 5, "comparing": 5,
+         "holding": 3},
+        rows=4,
     ),
     Stage(
-        18_000, 605, 1.5e-3,
-        {"asked": 10, "drill": 16, "comparing": 12, "owning": 20, "holding": 8, "moving": 3, "listing": 3,
-         "odd_one": 12, "ranging": 14, "facts": 4},
-    ),
-    Stage(
-        14_000, 606, 1.5e-3,
-        {"asked": 10, "drill": 15, "comparing": 8, "owning": 4, "holding": 6, "listing": 4, "odd_one": 13,
-         "ranging": 36, "facts": 4},
+        12_000, 707, 1.5e-3,
+        {"ranging": 36, "odd_one": 12, "listing": 14, "drill": 14, "facts": 6, "asked": 7, "owning": 6, "comparing": 5},
+        rows=4,
     ),
 )  # fmt: skip
-"""What made the weights that ship out of those of stage 0 (README.md)."""
+"""What made the weights that ship (README.md)."""
+NEW = ("--shape", str(HERE / "config.json"), "--tokenizer", str(HERE), "--init", "mimetic", "--init-std", "0.05")
+"""The model that the first stage starts from."""
 SETTINGS = (
-    "--batch-size", "4", "--max-length", "512", "--warmup", "30", "--val", "200", "--eval-every", "100",
-    "--dtype", "float32",
+    "--max-length", "512", "--warmup", "100", "--val", "200", "--eval-every", "250", "--dtype", "float32",
 )  # fmt: skip
-"""What all stages have in common; four rows of 512 tokens a step."""
+"""What all stages have in common."""
 
 
-def commands(start: Path, out: Path) -> Iterator[tuple[Stage, Path, list[str]]]:
+def commands(out: Path) -> Iterator[tuple[Stage, Path, list[str]]]:
     """Every stage, the file of its text, and the words behind ``minitune`` that train it, from the stage before."""
     for number, stage in enumerate(STAGES, 1):
         text, run = out / f"stage-{number}.jsonl", out / f"stage-{number}"
-        before = out / f"stage-{number - 1}" if number > 1 else start
-        words = ["pretrain", "--model", str(before), "--data", str(text), "--lr", str(stage.lr), *SETTINGS]
-        words += ["--out", str(run)]
-        yield stage, text, words
+        start = ["--model", str(out / f"stage-{number - 1}")] if number > 1 else NEW
+        yield stage, text, ["pretrain", *start, "--data", str(text), *stage.settings, *SETTINGS, "--out", str(run)]
 
 
-def make_model(start: Path, out: Path) -> int:
-    """Run all stages behind the model in ``start``, those that are done left out; the last one's folder is the model.
+def make_model(out: Path) -> int:
+    """Run all stages, those that are done left out; the last one's folder is the model.
 
     Every validation goes to ``curve.jsonl``. Another processor or number of threads gives other bits.
     """
-    for stage, text, words in commands(start, out):
+    for stage, text, words in commands(out):
         run = Path(words[-1])
         if (run / "result.json").is_file():
             continue
@@ -232,7 +241,6 @@ def main() -> None:
     )
     parser.add_argument("part", choices=("tokenizer", "rows", "model", "text", "measure"))
     parser.add_argument("--out", type=Path, help="the file of a text, the folder of a model's stages")
-    parser.add_argument("--start", type=Path, help="the model folder of stage 0, which the other stages go on from")
     parser.add_argument("--documents", type=int, default=20_000, help="how many documents a text has")
     parser.add_argument("--seed", type=int, default=1, help="the seed of a text, from 1; 0 is held out")
     parser.add_argument("--shares", type=json.loads, help='which documents, how often: {"pairs": 70, "drill": 30}')
@@ -244,10 +252,10 @@ def main() -> None:
         write_instructions(HERE / "rows.jsonl", ROWS, seed=0)
     elif args.part == "measure":
         measure(args)
-    elif args.out is None or args.seed < 1 or (args.part == "model" and args.start is None):
-        parser.error(f"{args.part} needs --out, a model --start too; a text has a --seed from 1")
+    elif args.out is None or args.seed < 1:
+        parser.error(f"{args.part} needs --out; a text has a --seed from 1")
     elif args.part == "model":
-        sys.exit(make_model(args.start, args.out))
+        sys.exit(make_model(args.out))
     else:
         write_documents(args.out, args.documents, args.seed, args.shares)
 

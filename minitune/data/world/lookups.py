@@ -1,17 +1,76 @@
 """Documents in which nearly every second word can be told from what stands before: for looking up, both ways.
 
 A model of a million parameters learns from a story, where a lookup is needed now and then among much that cannot
-be foretold, ten times as slowly as from these. It learns in this order, each from the one before: to go on with a list
-that it has seen (``copying``); to give the second of a pair by the first (``pairs``); and what stands behind a word in
-whole sentences (``asked``, ``drill``).
+be foretold, ten times as slowly as from these. It learns in this order, each from the one before: to say a few words
+over and over (``cycling``), which needs the place of the word before; what stood behind a word the last time
+(``neighbours``), behind a word and a mark (``gaps``), and behind a word and a phrase (``phrases``); to go on with a
+list that it has seen (``copying``); to give the second of a pair by the first (``pairs``); and what stands behind a
+word in whole sentences (``asked``, ``drill``).
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from minitune.data.world.phrases import ASK, SAY
 from minitune.data.world.scenes import Maker
-from minitune.data.world.stories import COPIED, LEADS, ORDERS, PAIRED, STATED
+from minitune.data.world.stories import COPIED, GAPS, LEADS, ORDERS, PAIRED, STATED, WIDE_GAPS
 from minitune.data.world.words import Words, any_held_out, held_out
+
+
+def cycling(make: Maker) -> str:
+    """Two to four words over and over, with nothing between them."""
+    rng = make.rng
+    while True:
+        words = rng.sample(_pool(make.words), rng.choice((2, 2, 3, 4)))
+        out = (words * 12)[: rng.randrange(12, 24)]
+        if _may_stand(make.words, out):
+            return make.join(out)
+
+
+def neighbours(make: Maker) -> str:
+    """Two to four pairs of words over and over, each time in another order, with nothing between them."""
+    rng = make.rng
+    while True:
+        count = rng.choice((2, 2, 3, 3, 4))
+        drawn = rng.sample(_pool(make.words), 2 * count)
+        found = list(zip(drawn[:count], drawn[count:], strict=True))
+        out = []
+        while len(out) < 48:
+            out += [word for pair in rng.sample(found, count) for word in pair]
+        if _may_stand(make.words, out):
+            return make.join(out)
+
+
+def gaps(make: Maker) -> str:
+    """Two to four pairs with a mark or a word between the two of a pair, over and over, each time in another order.
+
+    Most texts tell them first side by side: what is asked of the second word is then easier to find.
+    """
+    between, behind = (make.rng.choice(choices) for choices in GAPS[make.words.name])
+    return _over_and_over(make, 18, between, behind, first=make.joint, often=0.6)
+
+
+def phrases(make: Maker) -> str:
+    """The same with several words between the two of a pair, as between who and what in a sentence."""
+    choices, ends = WIDE_GAPS[make.words.name]
+    between, first = (make.rng.choice(choices) for _ in range(2))
+    return _over_and_over(make, 15, between, make.rng.choice(ends), first=first, often=0.5)
+
+
+def _over_and_over(make: Maker, times: int, between: str, behind: str, *, first: str, often: float) -> str:
+    """Two to four pairs, at least ``times`` of them; ``often`` they are told before with ``first`` between the two."""
+    rng = make.rng
+    while True:
+        count = rng.choice((2, 2, 3, 3, 4))
+        drawn = rng.sample(_pool(make.words), 2 * count)
+        found = list(zip(drawn[:count], drawn[count:], strict=True))
+        told = found if rng.random() < often else []
+        asked = [pair for _ in range(-(-times // count)) for pair in rng.sample(found, count)]
+        if _may_stand(make.words, [word for pair in told + asked for word in pair]):
+            break
+    opening = "".join(f"{a}{first}{b}{behind}" for a, b in told).rstrip()
+    again = "".join(f"{a}{between}{b}{behind}" for a, b in asked).rstrip()
+    return f"{opening}\n{again}" if opening else again
 
 
 def copying(make: Maker) -> str:
@@ -23,7 +82,7 @@ def copying(make: Maker) -> str:
         for _ in range(rng.choice((1, 2, 3))):
             start = rng.randrange(len(listed))
             out += listed if rng.random() < 0.5 else listed[start : rng.randrange(start + 1, len(listed) + 1)]
-        if not any(_is_held_out(words, a, b) for a, b in pairwise(out)):
+        if _may_stand(words, out):
             break
     return _lead(make) + rng.choice(COPIED[words.name]).join(out)
 
@@ -123,6 +182,11 @@ def _pool(words: Words) -> list[str]:
     ]  # fmt: skip
 
 
+def _may_stand(words: Words, listed: Sequence[str]) -> bool:
+    """Whether no two neighbours in a list are a combination that the test asks for."""
+    return not any(_is_held_out(words, a, b) for a, b in set(pairwise(listed)))
+
+
 def _is_held_out(words: Words, a: str, b: str) -> bool:
     """Whether two words, in either order, are a combination that the test asks for."""
     for x, y in ((a, b), (b, a)):
@@ -136,6 +200,6 @@ def _is_held_out(words: Words, a: str, b: str) -> bool:
 
 
 LOOKUPS = {
-    "copying": copying, "pairs": pairs, "asked": asked, "drill": drill, "comparing": comparing,
-    "ordering": ordering,
+    "cycling": cycling, "neighbours": neighbours, "gaps": gaps, "phrases": phrases, "copying": copying, "pairs": pairs,
+    "asked": asked, "drill": drill, "comparing": comparing, "ordering": ordering,
 }  # fmt: skip

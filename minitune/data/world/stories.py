@@ -180,6 +180,22 @@ The headings of the Alpaca template are among them, but never the three together
 COPIED = {"en": (" ", ", ", ". ", "; ", ": "), "zh": ("、", "。", "\n", "，", "；")}
 """What stands between the words of a list that is said again."""
 
+GAPS = {
+    "en": ((": ", " - ", " and ", " has ", " is ", ", ", " = "), (", ", ". ", "\n", " ")),
+    "zh": (("：", "和", "有", "是", "，", "在"), ("，", "。", "\n")),
+}
+WIDE_GAPS = {
+    "en": (
+        (" has a ", " is in the ", " goes to the ", " belongs to ", " is on the table of ", " holds a ",
+         " waits in the ", " is next to the ", " and then "),
+        (". ", ". ", "\n", " "),
+    ),
+    "zh": (
+        ("有一个", "在", "走到", "的颜色是", "是", "拿着一把", "去了", "旁边有", "现在在", "的后面是"),
+        ("。", "。", "\n", "，"),
+    ),
+}  # fmt: skip
+"""What may stand between the two of a pair, a mark or several words, and behind it."""
 PAIRED: dict[str, tuple[tuple[str, str, str], ...]] = {
     "en": (
         (": ", ": ", ". "), (": ", "? ", ". "), (" and ", " and ", ". "), (" and ", "? ", ". "), (", ", ", ", "; "),
