@@ -74,11 +74,13 @@ def test_mimetic_weights_let_like_attend_to_like() -> None:
     plain, model = Decoder(config), Decoder(config)
     plain.initialize(seed=3)
     model.initialize(seed=3, mimetic=True)
-    for block, other in zip(model.blocks, plain.blocks, strict=True):
-        q = block.attention.q_proj.weight.detach().double().view(4, d, C)
-        k = block.attention.k_proj.weight.detach().double().view(2, d, C)
+    weights, others = dict(model.named_parameters()), dict(plain.named_parameters())
+    for layer in range(config.num_layers):
+        name = f"blocks.{layer}.attention."
+        q = weights[name + "q_proj.weight"].detach().double().view(4, d, C)
+        k = weights[name + "k_proj.weight"].detach().double().view(2, d, C)
         assert torch.equal(q, k[[0, 0, 1, 1]])
         product = torch.einsum("hdc,hde->ce", q[::2], k) / 2
         assert abs(float(product.diagonal().mean()) / (d / C) - 1) < 0.15
         assert abs(float((product - torch.diag(product.diagonal())).mean())) < 0.01
-        assert torch.equal(block.attention.v_proj.weight, other.attention.v_proj.weight), "all else is as it was"
+        assert torch.equal(weights[name + "v_proj.weight"], others[name + "v_proj.weight"]), "all else is as it was"
