@@ -208,6 +208,7 @@ def make_model(out: Path) -> int:
 
     Every validation goes to ``curve.jsonl``. Another processor or number of threads gives other bits.
     """
+    out.mkdir(parents=True, exist_ok=True)
     for stage, text, words in commands(out):
         run = Path(words[-1])
         if (run / "result.json").is_file():
