@@ -59,6 +59,7 @@ class Buffer:
     def __init__(self, shape: tuple[int, ...], window: int | None, *, device: torch.device | str, dtype: torch.dtype):
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.layers = list(zip(self.k.unbind(), self.v.unbind(), strict=True))  # views, made once
         self.window = window
         self.start = [0] * shape[1]
 
@@ -82,20 +83,21 @@ class Buffer:
         T = k.shape[1]
         together = rows[-1] - rows[0] + 1 == len(rows)  # rows are in ascending order
         which: slice | Tensor = slice(rows[0], rows[-1] + 1) if together else torch.tensor(rows, device=k.device)
-        for buffer, new in ((self.k[layer], k), (self.v[layer], v)):
+        for buffer, new in zip(self.layers[layer], (k, v), strict=True):
             if together and isinstance(span.plan.offset, int):
                 buffer[which, span.at[0] : span.last] = new
             else:
                 row = torch.tensor(rows, device=k.device)[:, None]  # (B, 1)
                 place = torch.tensor(span.at, device=k.device)[:, None] + torch.arange(T, device=k.device)  # (B, T)
                 buffer[row, place] = new
-        return self.k[layer][which, span.first : span.last], self.v[layer][which, span.first : span.last]
+        keys, values = self.layers[layer]
+        return keys[which, span.first : span.last], values[which, span.first : span.last]
 
     def put(self, layer: int, k: Tensor, v: Tensor, plan: StaticPlan) -> tuple[Tensor, Tensor]:
         """Write one token ``k, v (B, 1, K, D)`` a row of one layer; return what is read, ``(B, keys, K, D)``."""
         place = plan.places[:, None, None, None].expand_as(k)
         found = []
-        for buffer, new in ((self.k[layer], k), (self.v[layer], v)):
+        for buffer, new in zip(self.layers[layer], (k, v), strict=True):
             buffer.scatter_(1, place, new)
             found.append(buffer[:, : plan.keys])
         return found[0], found[1]

@@ -17,7 +17,7 @@ from minitune.config import ModelConfig
 from minitune.models.base import LanguageModel
 from minitune.models.cache import KVCache
 from minitune.models.layers import RMSNorm, Rotary
-from minitune.models.linear import Linear
+from minitune.models.linear import Linear, together
 from minitune.ops import BUILTIN, AttentionPlan, Ops
 
 
@@ -64,6 +64,8 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and H / K query heads to each key/value head."""
 
+    same_input = (("q_proj", "k_proj", "v_proj"),)
+
     def __init__(self, config: ModelConfig, ops: Ops, layer: int):
         super().__init__()
         self.config, self.ops, self.layer = config, ops, layer
@@ -78,7 +80,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, plan: AttentionPlan, cache: KVCache | None) -> Tensor:
         config = self.config
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # (B, T, H*D), twice (B, T, K*D)
+        q, k, v = together(x, self.q_proj, self.k_proj, self.v_proj)  # (B, T, H*D), twice (B, T, K*D)
         if config.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (t.unflatten(-1, (-1, config.head_dim)) for t in (q, k, v))  # (B, T, H, D), twice (B, T, K, D)
@@ -104,6 +106,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """A gated MLP (Shazeer, arXiv 2002.05202): ``down(act(gate(x)) * up(x))``."""
 
+    same_input = (("gate_proj", "up_proj"),)
+
     def __init__(self, config: ModelConfig, ops: Ops):
         super().__init__()
         self.ops, self.kind = ops, config.activation
@@ -112,5 +116,5 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.ops.glu(self.gate_proj(x), self.up_proj(x), kind=self.kind)  # (B, T, F)
-        return self.down_proj(y)
+        gate, up = together(x, self.gate_proj, self.up_proj)  # (B, T, F), twice
+        return self.down_proj(self.ops.glu(gate, up, kind=self.kind))

@@ -31,7 +31,7 @@ from minitune.ops.linear_cross_entropy import (
 from minitune.ops.norms import layer_norm, layer_norm_builtin, rms_norm, rms_norm_builtin
 from minitune.ops.plan import AttentionPlan, rows_plan
 from minitune.ops.qk_norm_rope import qk_norm_rope, qk_norm_rope_builtin
-from minitune.ops.rope import RopeScaling, pick_frequencies, rope, rope_frequencies, rope_tables
+from minitune.ops.rope import RopeScaling, pick_frequencies, rope, rope_builtin, rope_frequencies, rope_tables
 
 __all__ = [
     "BUILTIN",
@@ -99,7 +99,7 @@ BUILTIN = Ops(
     name="builtin",
     rms_norm=rms_norm_builtin,
     layer_norm=layer_norm_builtin,
-    rope=rope,
+    rope=rope_builtin,
     qk_norm_rope=qk_norm_rope_builtin,
     glu=glu_builtin,
     activation=activation_builtin,

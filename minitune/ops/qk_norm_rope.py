@@ -11,7 +11,7 @@ normalised heads to memory and read them again.
 from torch import Tensor
 
 from minitune.ops.norms import rms_norm, rms_norm_backward, rms_norm_builtin
-from minitune.ops.rope import rope, rope_backward
+from minitune.ops.rope import rope, rope_backward, rope_builtin
 
 
 def qk_norm_rope(
@@ -67,7 +67,7 @@ def qk_norm_rope_builtin(
     offset: float = 0.0,
     scale_in_fp32: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``qk_norm_rope`` with torch's own norm."""
+    """``qk_norm_rope`` of the builtin norm and rotation."""
     q = rms_norm_builtin(q, q_weight, eps=eps, offset=offset, scale_in_fp32=scale_in_fp32)
     k = rms_norm_builtin(k, k_weight, eps=eps, offset=offset, scale_in_fp32=scale_in_fp32)
-    return rope(q, k, cos, sin)
+    return rope_builtin(q, k, cos, sin)

@@ -24,6 +24,7 @@ pretraining and f the factor of the length, pair i makes P * inv_freq[i] / (2 pi
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,3 +132,36 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     y1 = (x1 * cos - x2 * sin).to(x.dtype)  # ROPE-3
     y2 = (x2 * cos + x1 * sin).to(x.dtype)  # ROPE-3
     return torch.cat((y1, y2, x[..., 2 * half :]), dim=-1)
+
+
+def rope_builtin(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """``rope`` with fewer calls and passes over memory: scaled as a whole, and what crosses added where it stands.
+
+    Nothing but the tables is kept for the backward. Types that must be rounded once, and heads that are turned in a
+    part only, take the formula.
+    """
+    if q.dtype != cos.dtype or q.shape[-1] != 2 * cos.shape[-1] or torch.compiler.is_compiling():
+        return rope(q, k, cos, sin)
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
+        return _Rope.apply(q, k, cos, sin)
+    return _turn(q, cos, sin), _turn(k, cos, sin)
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        return _turn(q, cos, sin), _turn(k, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return *rope_builtin(dq, dk, ctx.saved_tensors[0], -ctx.saved_tensors[1]), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    halves = x.unflatten(-1, (2, -1))  # (B, T, heads, 2, pairs)
+    y = halves * cos[:, :, None, None]
+    sin = sin[:, :, None]
+    y[..., 0, :].addcmul_(halves[..., 1, :], sin, value=-1)  # ROPE-3
+    y[..., 1, :].addcmul_(halves[..., 0, :], sin)  # ROPE-3
+    return y.flatten(-2)

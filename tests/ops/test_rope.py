@@ -32,6 +32,16 @@ def test_rope_backward_is_autograd() -> None:
         q, k = q.detach(), k.detach()
 
 
+def test_the_builtin_gradient_is_the_rotation_back() -> None:
+    """Guards the hand-written backward of the builtin, on q and k that are slices of one tensor, as from one product."""
+    both = randn(2, 5, 6, 8)
+    dq, dk = randn(2, 5, 4, 8, seed=2), randn(2, 5, 2, 8, seed=3)
+    for channels in (8, 4):
+        cos, sin = tables(5, channels)
+        turned = autograd(lambda x: BUILTIN.rope(*x.split((4, 2), 2), cos, sin), [both], [dq, dk])  # noqa: B023
+        assert_close64(turned, [torch.cat(rope_backward(dq, dk, cos, sin), 2)])
+
+
 def test_rope_is_a_complex_rotation() -> None:
     """An independent statement of the same thing: channel pairs are complex numbers, multiplied by exp(i * angle)."""
     q = randn(1, 7, 3, 8)
