@@ -12,6 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+# Tests that run side by side share the cores, and so do the processes that they start.
+if _workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+
 # What commands remember goes into a folder of this run of the tests, and away with it.
 _CACHE = tempfile.TemporaryDirectory(prefix="minitune-tests-")
 os.environ["MINITUNE_CACHE"] = _CACHE.name
