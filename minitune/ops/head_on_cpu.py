@@ -1,8 +1,8 @@
 """Head and loss on a CPU, a few rows at a time: chunked_loss.py made fast.
 
-Gradients are made beside the loss, for an upstream gradient of 1, and multiplied later by what comes down. Chunks are
-small enough for a cache to hold their logits, which are walked three times and turned into their gradient where they
-stand; nothing as large as all logits ever is. With m the largest logit of a row, p = softmax(z) and p[m] = 1 / sum:
+Gradients are made beside the loss, for an upstream gradient of 1, and multiplied later by what comes down. A chunk has
+rows enough for its products to be worth the reading of the head, and its logits are turned into their gradient where
+they stand; nothing as large as all logits ever is. With m the largest logit of a row, p = softmax(z) and p[m] = 1 / sum:
 
     nll  = m - z[y] - log p[m]          loss = nll + e (z[y] - mean z)          dz = p - (1 - e) onehot(y) - e / V
 
@@ -19,9 +19,9 @@ from minitune.ops.cross_entropy import IGNORE
 from minitune.ops.precision import wide
 from minitune.ops.product import product
 
-CACHE_BYTES = 24 << 20
-"""Logits of a chunk take no more where the head is frozen: memory of this size is used again, not fetched anew."""
-TRAINED_ROWS = 256
+CHUNK_BYTES, FEWEST_ROWS = 96 << 20, 128
+"""Logits of a chunk take about so much where the head is frozen, but never fewer rows: the whole head is read for them."""
+TRAINED_ROWS = 512
 """Rows of a chunk where the head is trained: its gradient, as large as itself, is read and written once a chunk."""
 WORDS = 8192
 """Rows of the head whose gradient is added at a time."""
@@ -47,7 +47,7 @@ class _HeadAndLoss(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None, smoothing: float) -> Tensor:
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         V, kind = len(weight), wide(x.dtype)
-        rows = TRAINED_ROWS if needs_weight else max(32, CACHE_BYTES // (V * kind.itemsize))
+        rows = TRAINED_ROWS if needs_weight else max(FEWEST_ROWS, CHUNK_BYTES // (V * kind.itemsize))
         W = weight.to(x.dtype)
         dx = torch.empty_like(x) if needs_x else None
         dweight = torch.zeros_like(weight, dtype=kind) if needs_weight else None

@@ -17,8 +17,11 @@ LayerNorm takes the mean away first and adds a bias last (Ba et al., arXiv 1607.
     y = w * x_hat + b        db = sum of dy        dx = rstd * (g - mean(g) - x_hat * mean(g * x_hat)),  g = dy * w
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from minitune.ops.precision import wide
@@ -53,10 +56,39 @@ def rms_norm_backward(
 def rms_norm_builtin(
     x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0, scale_in_fp32: bool = False
 ) -> Tensor:
-    """``rms_norm`` by ``torch.nn.functional.rms_norm``; where the order of rounding matters, the formula."""
-    if x.dtype == weight.dtype == wide(x.dtype):
-        return F.rms_norm(x, x.shape[-1:], offset + weight if offset else weight, eps)
-    return rms_norm(x, weight, eps=eps, offset=offset, scale_in_fp32=scale_in_fp32)
+    """``rms_norm`` by ``torch.nn.functional.rms_norm``; where the order of rounding matters, the formula.
+
+    On a CPU its backward is ours: torch's walks over memory three times as often.
+    """
+    if x.dtype != weight.dtype or x.dtype != wide(x.dtype):
+        return rms_norm(x, weight, eps=eps, offset=offset, scale_in_fp32=scale_in_fp32)
+    scale = offset + weight if offset else weight
+    learns = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
+    if learns and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _RMSNorm.apply(x, scale, eps)
+    return F.rms_norm(x, x.shape[-1:], scale, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """``rms_norm_backward`` in few passes: rstd is kept, and what is made is changed where it stands."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, eps: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        rstd = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # NORM-1
+        ctx.save_for_backward(x, scale, rstd)
+        return torch.mul(x, rstd).mul_(scale)  # NORM-2, NORM-3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, scale, rstd = ctx.saved_tensors
+        dscale = (dy * x).mul_(rstd).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None  # NORM-6
+        if not ctx.needs_input_grad[0]:
+            return None, dscale, None
+        g = dy * scale
+        along = torch.linalg.vecdot(g, x)[..., None].mul_(rstd.pow(3)).div_(-x.shape[-1])
+        return g.mul_(rstd).addcmul_(x, along), dscale, None  # NORM-7
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, *, eps: float) -> Tensor:

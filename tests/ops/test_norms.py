@@ -27,6 +27,31 @@ def test_rms_norm_backward_is_autograd(shape: tuple[int, ...], offset: float) ->
         x, w = x.detach(), w.detach()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_the_builtin_rms_norm_has_the_gradient_of_the_formula(shape: tuple[int, ...], offset: float) -> None:
+    """Guards the hand-written backward of a CPU, also where the weight is frozen, as under LoRA, or the input is."""
+    x, w, dy = randn(*shape), randn(shape[-1], seed=1), randn(*shape, seed=2)
+    dx, dw = rms_norm_backward(dy, x, w, eps=1e-5, offset=offset)
+
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        return BUILTIN.rms_norm(x, w, eps=1e-5, offset=offset)
+
+    assert_close64(autograd(f, [x, w], [dy]), [dx, dw])
+    assert_close64(autograd(lambda x: f(x, w), [x], [dy]), [dx])
+    assert_close64(autograd(lambda w: f(x, w), [w], [dy]), [dw])
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_builtin_rms_norm_backward_is_as_accurate_as_torch_s(scale: float) -> None:
+    x, w, dy = randn(9, 67, dtype=torch.float32) * scale, randn(67, seed=1, dtype=torch.float32), randn(9, 67, seed=2)
+    truth = rms_norm_backward(dy, x.double(), w.double(), eps=1e-5)
+    ours = autograd(lambda x, w: BUILTIN.rms_norm(x, w, eps=1e-5), [x, w], [dy.float()])
+    eager = autograd(lambda x, w: torch.nn.functional.rms_norm(x, (67,), w, 1e-5), [x, w], [dy.float()])
+    for got, theirs, exact in zip(ours, eager, truth, strict=True):
+        assert_as_accurate(got, theirs, exact)
+
+
 @pytest.mark.parametrize("shape", SHAPES[1:])
 def test_layer_norm_backward_is_autograd(shape: tuple[int, ...]) -> None:
     x, w, b, dy = randn(*shape), randn(shape[-1], seed=1), randn(shape[-1], seed=2), randn(*shape, seed=3)
