@@ -1,8 +1,8 @@
 """Head and loss on a CPU, a few rows at a time: chunked_loss.py made fast.
 
 Gradients are made beside the loss, for an upstream gradient of 1, and multiplied later by what comes down. A chunk has
-rows enough for its products to be worth the reading of the head, and its logits are turned into their gradient where
-they stand; nothing as large as all logits ever is. With m the largest logit of a row, p = softmax(z) and p[m] = 1 / sum:
+rows enough for the head to be worth reading, and its logits are turned into their gradient where they stand; nothing as
+large as all logits ever is. With m the largest logit of a row, p = softmax(z) and p[m] = 1 / sum:
 
     nll  = m - z[y] - log p[m]          loss = nll + e (z[y] - mean z)          dz = p - (1 - e) onehot(y) - e / V
 
@@ -20,7 +20,7 @@ from minitune.ops.precision import wide
 from minitune.ops.product import product
 
 CHUNK_BYTES, FEWEST_ROWS = 96 << 20, 128
-"""Logits of a chunk take about so much where the head is frozen, but never fewer rows: the whole head is read for them."""
+"""Logits of a chunk take about so much where the head is frozen, but it has so many rows: the whole head is read."""
 TRAINED_ROWS = 512
 """Rows of a chunk where the head is trained: its gradient, as large as itself, is read and written once a chunk."""
 WORDS = 8192

@@ -33,7 +33,7 @@ def test_rope_backward_is_autograd() -> None:
 
 
 def test_the_builtin_gradient_is_the_rotation_back() -> None:
-    """Guards the hand-written backward of the builtin, on q and k that are slices of one tensor, as from one product."""
+    """Guards the hand-written backward, on q and k that are slices of one tensor, as from one product."""
     both = randn(2, 5, 6, 8)
     dq, dk = randn(2, 5, 4, 8, seed=2), randn(2, 5, 2, 8, seed=3)
     for channels in (8, 4):
