@@ -2,7 +2,7 @@
 
 The terms are the formulas of docs/math/16-costs.md (bytes): weights, gradients and moments, what
 the blocks keep for their backward, and the loss. Head and loss are one operation here, which holds a chunk of logits at
-a time and not all of them. What a GPU's own kernels keep is less: a norm its input only, the gate its two halves.
+a time and not all of them. What a GPU's own kernels keep is less: the gate its two halves only.
 """
 
 from dataclasses import dataclass

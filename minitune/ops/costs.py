@@ -108,9 +108,9 @@ def state_bytes(frozen: int, trained: int, *, stored_bytes: int = 4) -> int:
 
 
 def block_numbers(config: ModelConfig) -> int:
-    """Numbers a token that one Llama-form block keeps for the backward, with torch's own functions in float32."""
+    """Numbers a token that one Llama-form block keeps for the backward, with the builtin functions in float32."""
     C, F, D = config.hidden_size, config.intermediate_size, config.head_dim
-    norms = 2 * (3 * C + 1)  # input, normalised, scaled for the layers that read it; one rstd
+    norms = 2 * (2 * C + 1)  # input, and scaled for the layers that read it; one rstd
     attention = (2 * config.num_heads + 2 * config.num_kv_heads) * D + config.num_heads  # q, y, k, v; lse
     mlp = 4 * F  # gate, act(gate), up, their product
     return norms + attention + mlp  # COST-12
@@ -119,7 +119,7 @@ def block_numbers(config: ModelConfig) -> int:
 def activation_numbers(config: ModelConfig, *, tokens: int, trained: int, checkpointing: bool = False) -> int:
     """Numbers kept for the backward of a step, or at its peak where blocks are computed again."""
     C, L = config.hidden_size, config.num_layers
-    ends = tokens * (2 * C + 1) + trained * (C + config.vocab_size)  # the last norm; the head's input, log p
+    ends = tokens * (C + 1) + trained * (C + config.vocab_size)  # the last norm; the head's input, log p
     if checkpointing:
         return tokens * ((L - 1) * C + block_numbers(config)) + ends  # COST-14
     return tokens * L * block_numbers(config) + ends  # COST-13
