@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -100,7 +101,7 @@ def _show(console: Console, result: "DemoResult") -> None:
 
     console.print(f"everything is in {result.run}, the rows beside it. Try next:", markup=False)
     console.print(f'  minitune generate {result.run} "What is the opposite of hot?" --chat', markup=False)
-    console.print(f"  minitune inspect {result.run} {result.run}/../data/train.jsonl --row 2", markup=False)
+    console.print(f"  minitune inspect {result.run} {Path(result.run).parent / 'data' / 'train.jsonl'} --row 2", markup=False)
     console.print(f"  {command(result)}", markup=False)
 
 
