@@ -101,7 +101,8 @@ def _show(console: Console, result: "DemoResult") -> None:
 
     console.print(f"everything is in {result.run}, the rows beside it. Try next:", markup=False)
     console.print(f'  minitune generate {result.run} "What is the opposite of hot?" --chat', markup=False)
-    console.print(f"  minitune inspect {result.run} {Path(result.run).parent / 'data' / 'train.jsonl'} --row 2", markup=False)
+    data = Path(result.run).parent / "data" / "train.jsonl"
+    console.print(f"  minitune inspect {result.run} {data} --row 2", markup=False)
     console.print(f"  {command(result)}", markup=False)
 
 
