@@ -155,7 +155,8 @@ class _Rope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return *rope_builtin(dq, dk, ctx.saved_tensors[0], -ctx.saved_tensors[1]), None, None
+        cos, sin = ctx.saved_tensors  # once: checkpointing makes them anew and gives them out no second time
+        return *rope_builtin(dq, dk, cos, -sin), None, None
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
